@@ -1,0 +1,11 @@
+//! The engine of a storage node: pools, replicas and nexuses, served over NVMe/TCP.
+//!
+//! ```text
+//! TCP -> target -> nexus -> child -> replica -> pool -> device
+//!                        \-> child -> initiator -> TCP -> another engine
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod block;
+pub mod member;

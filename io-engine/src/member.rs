@@ -1,0 +1,79 @@
+//! What a replica knows about its membership in a volume, and how a nexus speaks to it about it.
+//!
+//! A replica keeps, durably in its pool, the volume it belongs to, the epoch of the membership it last took part in,
+//! and the map of its *open regions*: those that may differ between the members because a write into them has begun
+//! and no later flush on every member is known. Regions are opened by the replica itself, before the first data write
+//! into one; only the nexus closes them (SAFETY D2). A nexus that opens a volume asks every member for its
+//! [`MemberReport`] and decides from the reports alone who is a source and what is to be copied (SAFETY D3, D4).
+//!
+//! For a replica on another engine the same calls travel as vendor commands of the NVMe target, described byte by byte
+//! in `ARCHITECTURE.md`; a child that does not know them answers [`ErrorKind::Unsupported`] and is rebuilt whole.
+//!
+//! [`ErrorKind::Unsupported`]: crate::block::ErrorKind::Unsupported
+
+use uuid::Uuid;
+
+use crate::block::BlockError;
+
+/// Version of a volume's membership: a counter, and the nexus incarnation that raised it, which makes it unique even
+/// when a disk was rolled back (SAFETY D4). Ordered by the counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch {
+    /// Raised by one at every change of membership; 0 before the first nexus opened the replica.
+    pub counter: u64,
+    /// The nexus incarnation that raised it; nil before the first.
+    pub raised_by: Uuid,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberReport {
+    /// The replica.
+    pub replica: Uuid,
+    /// The volume it belongs to; nil while no nexus has opened it.
+    pub volume: Uuid,
+    /// The membership it last took part in.
+    pub epoch: Epoch,
+    /// The kernel's boot id of the machine that has the pool now.
+    pub boot_id: Uuid,
+    /// Random for each start of the engine process.
+    pub engine_incarnation: Uuid,
+    /// The kernel boot id noted beside the pool changed without a clean export since the last catch-up: writes that
+    /// were acknowledged but not flushed may be gone. Only regions that were open then can differ.
+    pub lost_power: bool,
+    /// The engine that serves the replica now is the one that served it when its first open region was opened.
+    pub ran_without_break: bool,
+    /// Bytes per region; a power of two from 64 KiB to 1 MiB.
+    pub region_bytes: u32,
+    /// The open regions, ascending, by index.
+    pub open_regions: Vec<u64>,
+}
+
+/// Membership calls of a replica, local or remote. All of them are durable when they return.
+pub trait Member {
+    /// The replica's account of itself.
+    fn report(&self) -> impl Future<Output = Result<MemberReport, BlockError>>;
+
+    /// Joins the membership `epoch` of `volume`. Refused when the replica is at a higher counter, or at the same
+    /// counter raised by another nexus. Clears `lost_power` when `caught_up`, which the caller may only say after
+    /// every open region was copied onto this replica.
+    fn join(
+        &self,
+        volume: Uuid,
+        epoch: Epoch,
+        caught_up: bool,
+    ) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Closes regions. The caller has seen every write into them complete on every writer and a later flush complete
+    /// on each. A region into which a write began after `report`ed state changed stays open if a write is in flight.
+    fn close_regions(&self, regions: &[u64]) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// The runs of `within` that the replica holds data for, as (offset, length) in bytes, ascending, merged; a hole reads
+    /// as zeroes and need not be copied onto a fresh replica. At most `runs_max` runs; the second value is the byte
+    /// offset up to which the answer is complete.
+    fn allocated(
+        &self,
+        within: std::ops::Range<u64>,
+        runs_max: usize,
+    ) -> impl Future<Output = Result<(Vec<(u64, u64)>, u64), BlockError>>;
+}
