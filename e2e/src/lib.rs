@@ -1,1 +1,15 @@
-//! e2e
+//! The laboratory: everything the user stories, the demo and the benches need to run the whole product on one
+//! machine, with real parts.
+//!
+//! ```text
+//! RunDir      where one run keeps its files and logs; kept when the run did not pass
+//! Processes   one process group; nothing in it outlives the harness, even when that is killed
+//! ```
+//!
+//! Absent on purpose: anything that skips. A part that cannot be had is an error that says how to get it.
+#![forbid(unsafe_code)]
+
+pub mod ports;
+pub mod process;
+pub mod run_dir;
+pub mod wait;
