@@ -16,11 +16,21 @@
 //! - dropping the future of a request does not undo the request: it may or may not have happened.
 
 pub mod error;
+pub mod fault;
 pub mod lba;
+pub mod memory;
+pub mod null;
+pub mod range_lock;
+pub mod stack;
+pub mod suite;
 
 pub use error::{BlockError, ErrorKind};
-pub use lba::{Blocks, Lba, LbaRange};
+pub use lba::{Blocks, Lba, LbaRange, to_usize};
+pub use memory::MemoryDevice;
+pub use range_lock::{RangeGuard, RangeLock};
 use runtime::{IoBuf, IoBytes};
+pub use stack::BaseDevice;
+use std::ops::Range;
 
 /// Size and shape of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +45,38 @@ impl Geometry {
     /// Size in bytes.
     pub fn len_bytes(self) -> u64 {
         self.blocks.0 * u64::from(self.block_bytes)
+    }
+
+    /// The byte range of `range`, if it lies within the device.
+    pub fn check(self, range: LbaRange) -> Result<Range<u64>, BlockError> {
+        match range.bytes(self.block_bytes) {
+            Some(bytes) if bytes.end <= self.len_bytes() => Ok(bytes),
+            _ => Err(BlockError::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "{} blocks from block {} on reach past the end, block {}",
+                    range.blocks().0,
+                    range.start().0,
+                    self.blocks.0
+                ),
+            )),
+        }
+    }
+
+    /// The byte range of `len` bytes from `lba` on, if they are whole blocks within the device.
+    pub fn check_bytes(self, lba: Lba, len: usize) -> Result<Range<u64>, BlockError> {
+        let block_bytes = to_usize(u64::from(self.block_bytes));
+        if !len.is_multiple_of(block_bytes) {
+            return Err(BlockError::new(
+                ErrorKind::OutOfRange,
+                format!("{len} bytes are no multiple of the block size, {block_bytes}"),
+            ));
+        }
+        let blocks = Blocks((len / block_bytes) as u64);
+        let range = LbaRange::new(lba, blocks).ok_or_else(|| {
+            BlockError::new(ErrorKind::OutOfRange, format!("block {} is past every end", lba.0))
+        })?;
+        self.check(range)
     }
 }
 

@@ -2,6 +2,14 @@
 
 use std::ops::Range;
 
+/// A length or offset as an index into memory.
+///
+/// # Panics
+/// If it does not fit, which takes a 32-bit machine.
+pub fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("the engine runs on 64-bit machines")
+}
+
 /// Address of a logical block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lba(pub u64);
