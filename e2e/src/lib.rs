@@ -9,7 +9,9 @@
 //! Absent on purpose: anything that skips. A part that cannot be had is an error that says how to get it.
 #![forbid(unsafe_code)]
 
+pub mod guest;
 pub mod ports;
 pub mod process;
+pub mod programs;
 pub mod run_dir;
 pub mod wait;

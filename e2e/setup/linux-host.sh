@@ -1,0 +1,228 @@
+#!/bin/bash
+# Prepares the parts of the virtual Linux host: qemu, a Debian cloud kernel and an initramfs.
+#
+#   linux-host.sh                    prepare; prints the directory that holds the parts
+#   linux-host.sh pack NAME=FILE...  pack programs of ours with their libraries for the guest; prints the archive
+#
+# Everything is downloaded from Debian's archive (about 110 MB, once) and unpacked into the user's cache folder, by
+# ordinary `apt-get` with lists and caches of its own: nothing is installed, no package of the machine is touched, and
+# root is not needed. Programs from there run with the libraries they came with.
+#
+# A directory of parts is named after the contents of the files that made it. It is put in place by one rename, so
+# it is there as a whole or not at all, and a repeat only looks.
+#
+#   MAYASTOR_LAB_CACHE   default ${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
+#   MAYASTOR_LAB_MIRROR  default http://deb.debian.org; must carry /debian and /debian-security
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${MAYASTOR_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab}
+mirror=${MAYASTOR_LAB_MIRROR:-http://deb.debian.org}
+
+kernel_package=linux-image-cloud-amd64
+# What the harness runs here (qemu), and what the guest runs: busybox for the everyday tools, and the real ones where
+# a story depends on how the real one behaves.
+packages=(qemu-system-x86 busybox-static kmod nvme-cli e2fsprogs xfsprogs btrfs-progs iproute2 util-linux mount)
+guest_programs=(
+    /bin/kmod /usr/sbin/nvme
+    /sbin/mke2fs /sbin/e2fsck /sbin/resize2fs /sbin/dumpe2fs /sbin/tune2fs /sbin/mkfs.xfs /sbin/xfs_repair
+    /usr/sbin/xfs_growfs /usr/sbin/xfs_io /bin/btrfs /sbin/mkfs.btrfs
+    /bin/ip /bin/ss /sbin/tc
+    /bin/mount /bin/umount /bin/findmnt /bin/lsblk /sbin/blkid /sbin/blockdev /sbin/losetup /sbin/fsfreeze
+)
+# Loaded at boot: devices of the virtual machine, and the initiator this is all about.
+boot_modules=(virtio_pci virtio_net virtio_blk virtio_console virtio_rng nvme-fabrics nvme-tcp)
+# There on demand: file systems, delay and loss, killing sockets, and the kernel's own target as an independent peer.
+other_modules=(ext4 xfs btrfs loop crc32c_generic sch_netem sch_tbf tcp_diag inet_diag brd configfs nvmet nvmet-tcp)
+
+say() { echo "linux-host: $*" >&2; }
+
+# Runs a program of the unpacked packages with the loader and libraries unpacked beside it.
+unpacked() { # ROOT PROGRAM [ARGUMENT...]
+    local root=$1 program=$2
+    shift 2
+    "$root/lib64/ld-linux-x86-64.so.2" --argv0 "${program##*/}" --library-path "$(library_path "$root")" \
+        "$(resolve "$root" "$program")" "$@"
+}
+
+library_path() { # ROOT
+    local dirs
+    dirs=$(find "$1/lib" "$1/usr/lib" -name '*.so.*' -printf '%h\n' | sort -u)
+    echo "${dirs//$'\n'/:}"
+}
+
+# Follows links as they look from inside ROOT: Debian's are absolute here and there.
+resolve() { # ROOT PATH
+    local root=$1 path=$2 target
+    while [ -L "$root$path" ]; do
+        target=$(readlink "$root$path")
+        case $target in
+        /*) path=$target ;;
+        *) path=$(dirname "$path")/$target ;;
+        esac
+    done
+    echo "$root$path"
+}
+
+apt_options() { # DIRECTORY: lists, caches and package status of its own, for the time of this run
+    local dir=$1
+    mkdir -p "$dir/lists/partial" "$dir/archives/partial"
+    # With an empty status nothing counts as installed, so that every library comes along: what is unpacked does not
+    # depend on the machine, and goes on working when the machine's packages change.
+    : >"$dir/status"
+    local signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    printf 'deb %s %s/debian bookworm main\ndeb %s %s/debian bookworm-updates main\ndeb %s %s/debian-security bookworm-security main\n' \
+        "$signed" "$mirror" "$signed" "$mirror" "$signed" "$mirror" >"$dir/sources.list"
+    apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
+        -o APT::Sandbox::User= -o Debug::NoLocking=1 -o APT::Architecture=amd64 -o Acquire::Languages=none
+        -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
+}
+
+prepare_into() { # DIRECTORY
+    local dir=$1 root=$1/root work=$1/work kernel release deb
+    mkdir -p "$root" "$work"
+    apt_options "$work"
+    say "reading Debian's package lists"
+    apt-get "${apt[@]}" update
+    kernel=$(apt-cache "${apt[@]}" depends "$kernel_package" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    [ -n "$kernel" ] || { say "no package $kernel_package at $mirror"; return 1; }
+    say "downloading qemu, the guest's programs and $kernel (about 110 MB)"
+    apt-get "${apt[@]}" --no-install-recommends --download-only -y install "${packages[@]}"
+    (cd "$work/archives" && apt-get "${apt[@]}" download "$kernel")
+    say "unpacking"
+    for deb in "$work"/archives/*.deb; do
+        case ${deb##*/} in
+        # Pulled in by maintainer scripts and plugins only; nothing here runs them.
+        perl* | libperl* | python3* | libpython3* | iso-codes_* | dpkg_* | debconf_* | passwd_*) continue ;;
+        linux-image-*) dpkg-deb -x "$deb" "$work/kernel" ;;
+        *) dpkg-deb -x "$deb" "$root" ;;
+        esac
+    done
+    find "$work/archives" -name '*.deb' -printf '%f\n' | sort >"$dir/packages"
+    release=$(ls "$work/kernel/lib/modules")
+    cp "$work/kernel/boot/vmlinuz-$release" "$dir/vmlinuz"
+    say "building the initramfs for $release"
+    initramfs "$root" "$work/kernel" "$release" "$work/guest"
+    pack_tree "$root/bin/busybox" "$work/guest" >"$dir/initramfs.gz"
+    # How to run qemu from here, for the harness and for a curious reader.
+    cat >"$dir/qemu" <<EOF
+#!/bin/sh
+root=\$(dirname "\$(readlink -f "\$0")")/root
+export QEMU_MODULE_DIR="\$root/usr/lib/x86_64-linux-gnu/qemu"
+exec "\$root/lib64/ld-linux-x86-64.so.2" --library-path "$(library_path "$root" | sed "s#$root#\$root#g")" \\
+    "\$root/usr/bin/qemu-system-x86_64" -L "\$root/usr/share/qemu" -L "\$root/usr/share/seabios" "\$@"
+EOF
+    chmod +x "$dir/qemu"
+    "$dir/qemu" --version >/dev/null
+    rm -rf "$work" "$root"/usr/share/{doc,man,locale,lintian,bash-completion}
+}
+
+initramfs() { # ROOT KERNEL RELEASE GUEST
+    local root=$1 kernel=$2 release=$3 guest=$4 program file module
+    mkdir -p "$guest"/{bin,sbin,usr/bin,usr/sbin,lib64,proc,sys,dev,run,tmp,mnt,etc/nvme,lab/bin,root}
+    unpacked "$root" /sbin/depmod -b "$kernel" "$release"
+    unpacked "$root" /sbin/modprobe -d "$kernel" -S "$release" --show-depends -a "${boot_modules[@]}" "${other_modules[@]}" |
+        sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u >"$guest/modules"
+    while read -r module; do
+        file=$guest${module#"$kernel"}
+        mkdir -p "$(dirname "$file")"
+        cp "$module" "$file"
+    done <"$guest/modules"
+    rm "$guest/modules"
+    cp "$kernel/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$guest/lib/modules/$release/"
+    unpacked "$root" /sbin/depmod -b "$guest" "$release"
+    printf '%s\n' "${boot_modules[@]}" >"$guest/lab/boot-modules"
+
+    for program in "${guest_programs[@]}"; do
+        [ -e "$root$program" ] || [ -L "$root$program" ] || { say "no $program in the packages"; return 1; }
+        cp "$(resolve "$root" "$program")" "$guest$program"
+        # With /lib/x86_64-linux-gnu and its like in place the guest's loader finds everything by its default path.
+        "$root/lib64/ld-linux-x86-64.so.2" --library-path "$(library_path "$root")" --list "$(resolve "$root" "$program")" |
+            sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | while read -r file; do
+            mkdir -p "$guest/lib/x86_64-linux-gnu"
+            cp -L "$file" "$guest/lib/x86_64-linux-gnu/${file##*/}"
+        done
+    done
+    cp "$root/bin/busybox" "$guest/bin/"
+    cp -L "$root/lib64/ld-linux-x86-64.so.2" "$guest/lib64/"
+    for program in modprobe lsmod insmod rmmod depmod modinfo; do ln -s /bin/kmod "$guest/sbin/$program"; done
+    for program in ext2 ext3 ext4; do ln -s mke2fs "$guest/sbin/mkfs.$program"; done
+    for program in ext2 ext3 ext4; do ln -s e2fsck "$guest/sbin/fsck.$program"; done
+    cp "$root/etc/mke2fs.conf" "$guest/etc/"
+    printf 'root:x:0:0:root:/root:/bin/sh\n' >"$guest/etc/passwd"
+    printf 'root:x:0:\n' >"$guest/etc/group"
+    cp "$here/guest/init" "$guest/init"
+    chmod +x "$guest/init"
+}
+
+pack_tree() { # BUSYBOX TREE: an archive the kernel unpacks, on standard output
+    # Not `--owner 0:0`, which this cpio lacks; the guest runs as root and minds no owners.
+    (cd "$2" && find . -mindepth 1 | LC_ALL=C sort | "$1" cpio -o -H newc 2>/dev/null) | gzip -1 -n
+}
+
+prepare() {
+    local key dir temporary
+    key=$(cat "$here/linux-host.sh" "$here/guest/init" | sha256sum | cut -c 1-16)
+    dir=$cache/linux-host/$key
+    if [ ! -d "$dir" ]; then
+        command -v apt-get dpkg-deb >/dev/null || { say "this needs a Debian machine (apt-get, dpkg-deb)"; exit 1; }
+        mkdir -p "$cache/linux-host"
+        exec 9>"$cache/linux-host/lock"
+        flock 9
+        if [ ! -d "$dir" ]; then
+            # Under the lock nobody is at work in these: runs that were cut off left them.
+            rm -rf "$cache/linux-host"/.tmp.*
+            temporary=$(mktemp -d "$cache/linux-host/.tmp.XXXXXX")
+            trap 'rm -rf "$temporary"' EXIT
+            prepare_into "$temporary"
+            chmod 755 "$temporary"
+            mv -T "$temporary" "$dir"
+            trap - EXIT
+            say "ready in $dir ($(du -sh "$dir" | cut -f 1))"
+        fi
+        flock -u 9
+    fi
+    echo "$dir"
+}
+
+pack() { # NAME=FILE...
+    local parts key archive work pair name file library
+    parts=$(prepare)
+    key=$({ cat "$here/linux-host.sh"; for pair in "$@"; do echo "${pair%%=*}"; cat "${pair#*=}"; done; } | sha256sum | cut -c 1-32)
+    archive=$cache/programs/$key.gz
+    if [ ! -f "$archive" ]; then
+        mkdir -p "$cache/programs"
+        work=$(mktemp -d "$cache/programs/.tmp.XXXXXX")
+        trap 'rm -rf "$work"' EXIT
+        for pair in "$@"; do
+            name=${pair%%=*} file=${pair#*=}
+            mkdir -p "$work/tree/lab/bin" "$work/tree/lab/programs/$name"
+            cp "$file" "$work/tree/lab/programs/$name/$name"
+            # Debug information is most of the size, and the guest has little memory.
+            strip --strip-debug "$work/tree/lab/programs/$name/$name"
+            # The libraries the program was linked with come along, in a place of their own: the guest's C library
+            # may be an older one.
+            for library in $(ldd "$file" | grep -o '/[^ ]*'); do cp -L "$library" "$work/tree/lab/programs/$name/"; done
+            cat >"$work/tree/lab/bin/$name" <<EOF
+#!/bin/sh
+d=/lab/programs/$name
+exec \$d/ld-linux-x86-64.so.2 --argv0 $name --library-path \$d \$d/$name "\$@"
+EOF
+            chmod +x "$work/tree/lab/bin/$name"
+        done
+        pack_tree "$parts/root/bin/busybox" "$work/tree" >"$work/archive"
+        mv "$work/archive" "$archive"
+        rm -rf "$work"
+        trap - EXIT
+        # Every build of a program makes a new archive; the last few are enough.
+        find "$cache/programs" -maxdepth 1 -name '*.gz' -mtime +2 -delete
+    fi
+    echo "$archive"
+}
+
+case ${1:-} in
+'') prepare ;;
+pack) shift && pack "$@" ;;
+*) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,31 @@
+//! The harness's hand inside the virtual Linux host.
+#![forbid(unsafe_code)]
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use e2e::guest::{agent, io_load};
+
+/// Runs inside the virtual Linux host of the test laboratory.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the harness's scripts, as they come over virtio-serial
+    Serve,
+    /// Read and write with checks, and measure every stall; prints a summary as JSON
+    Io(io_load::IoOptions),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Serve => agent::serve(),
+        Command::Io(options) => {
+            println!("{}", serde_json::to_string(&io_load::run(&options)?)?);
+            Ok(())
+        }
+    }
+}
