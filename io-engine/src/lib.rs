@@ -9,3 +9,5 @@
 
 pub mod block;
 pub mod member;
+pub mod nexus;
+pub mod record;

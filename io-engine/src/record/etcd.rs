@@ -1,0 +1,155 @@
+//! Records in a real etcd.
+//!
+//! etcd is spoken to on tokio's threads; a nexus lives on a shard. Each request is a task over there and a oneshot back,
+//! which any executor can wait on. There is at most one request per nexus under way, which bounds the tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, KeyValue, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, oneshot};
+
+use crate::record::store::{Loaded, RecordStore, Revision, StoreError};
+use crate::record::value::{RecordValue, membership_key};
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    /// `http://host:port`, one or more members of the cluster.
+    pub endpoints: Vec<String>,
+    /// Limit on one request, connecting included.
+    pub timeout: Duration,
+    /// Key under which the cluster's identity stands; read with every record.
+    pub identity_key: String,
+}
+
+struct Shared {
+    options: EtcdOptions,
+    client: OnceCell<KvClient>,
+}
+
+/// A connection to etcd; clones share it. It is made, and made again, as requests need it.
+#[derive(Clone)]
+pub struct EtcdStore {
+    tokio: Handle,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for EtcdStore {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("EtcdStore").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl EtcdStore {
+    /// A store whose requests run on `tokio`. Succeeds while etcd is down.
+    pub fn new(tokio: Handle, options: EtcdOptions) -> Self {
+        Self { tokio, shared: Arc::new(Shared { options, client: OnceCell::new() }) }
+    }
+
+    /// Runs `request` over there. `None`: tokio is shutting down, the outcome is unknown.
+    async fn call<T: Send + 'static>(&self, request: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.tokio.spawn(async move {
+            // Nobody waits any more where the nexus was stopped meanwhile.
+            let _ = reply.send(request.await);
+        });
+        answer.await.ok()
+    }
+}
+
+impl Shared {
+    async fn client(&self) -> Result<KvClient, etcd_client::Error> {
+        let client = self
+            .client
+            .get_or_try_init(async || {
+                let connect = ConnectOptions::new()
+                    .with_connect_timeout(self.options.timeout)
+                    .with_keep_alive(Duration::from_secs(10), self.options.timeout);
+                Ok::<_, etcd_client::Error>(
+                    Client::connect(&self.options.endpoints, Some(connect)).await?.kv_client(),
+                )
+            })
+            .await?;
+        Ok(client.clone())
+    }
+
+    async fn transact(&self, transaction: Txn) -> Result<TxnResponse, String> {
+        let request = async { self.client().await?.txn(transaction).await };
+        match tokio::time::timeout(self.options.timeout, request).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {:?}", self.options.timeout)),
+        }
+    }
+
+    async fn load(&self, key: String) -> Result<Loaded, StoreError> {
+        let ours = membership_key(&key);
+        // One transaction, so that all three are of one moment; etcd's reads are linearizable.
+        let reads = [key.as_str(), &ours, &self.options.identity_key].map(|key| TxnOp::get(key, None));
+        let response = self.transact(Txn::new().and_then(reads)).await.map_err(StoreError::Unreachable)?;
+        let mut found = response.op_responses().into_iter().map(|answer| match answer {
+            TxnOpResponse::Get(mut got) => got.take_kvs().into_iter().next(),
+            _ => None,
+        });
+        let (info, membership, identity) =
+            (found.next().flatten(), found.next().flatten(), found.next().flatten());
+        let record = match info {
+            None => None,
+            Some(info) => {
+                let value = RecordValue::decode(info.value(), membership.as_ref().map(KeyValue::value))?;
+                let revision = Revision {
+                    info: info.mod_revision(),
+                    membership: membership.as_ref().map_or(0, KeyValue::mod_revision),
+                };
+                Some((value, revision))
+            }
+        };
+        let identity = identity.map(|kv| String::from_utf8_lossy(kv.value()).into_owned());
+        Ok(Loaded { record, identity })
+    }
+
+    async fn swap(
+        &self,
+        key: String,
+        expected: Revision,
+        value: RecordValue,
+    ) -> Result<Revision, StoreError> {
+        let ours = membership_key(&key);
+        let (info, membership) = value.encode();
+        // A key that does not exist has revision 0.
+        let compares = [
+            Compare::mod_revision(key.as_str(), CompareOp::Equal, expected.info),
+            Compare::mod_revision(ours.as_str(), CompareOp::Equal, expected.membership),
+        ];
+        let has_membership = membership.is_some();
+        let mut puts = vec![TxnOp::put(key.as_str(), info, None)];
+        puts.extend(membership.map(|text| TxnOp::put(ours.as_str(), text, None)));
+        let transaction = Txn::new().when(compares).and_then(puts);
+        let response = self.transact(transaction).await.map_err(StoreError::OutcomeUnknown)?;
+        if !response.succeeded() {
+            return Err(StoreError::Conflict);
+        }
+        let at = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(Revision { info: at, membership: if has_membership { at } else { 0 } })
+    }
+}
+
+impl RecordStore for EtcdStore {
+    async fn load(&self, key: &str) -> Result<Loaded, StoreError> {
+        let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
+        self.call(async move { shared.load(key).await })
+            .await
+            .unwrap_or_else(|| Err(StoreError::Unreachable("the engine is stopping".into())))
+    }
+
+    async fn swap(&self, key: &str, expected: Revision, value: &RecordValue) -> Result<Revision, StoreError> {
+        let (shared, key, value) = (Arc::clone(&self.shared), key.to_owned(), value.clone());
+        self.call(async move { shared.swap(key, expected, value).await })
+            .await
+            .unwrap_or_else(|| Err(StoreError::OutcomeUnknown("the engine is stopping".into())))
+    }
+}
