@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub mod agent;
+pub mod fabrics;
 pub mod io_load;
 pub mod pattern;
 

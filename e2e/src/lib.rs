@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 pub mod guest;
+pub mod netns;
 pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod run_dir;
+pub mod vm;
 pub mod wait;

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use e2e::guest::{agent, io_load};
+use e2e::guest::{agent, fabrics, io_load};
 
 /// Runs inside the virtual Linux host of the test laboratory.
 #[derive(Debug, Parser)]
@@ -16,6 +16,11 @@ struct Arguments {
 enum Command {
     /// Run the harness's scripts, as they come over virtio-serial
     Serve,
+    /// Ask the kernel's initiator for a controller; prints its answer
+    Connect {
+        /// What to write to /dev/nvme-fabrics: transport=tcp,traddr=…
+        line: String,
+    },
     /// Read and write with checks, and measure every stall; prints a summary as JSON
     Io(io_load::IoOptions),
 }
@@ -23,6 +28,10 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Serve => agent::serve(),
+        Command::Connect { line } => {
+            println!("{}", fabrics::connect(&line)?.trim());
+            Ok(())
+        }
         Command::Io(options) => {
             println!("{}", serde_json::to_string(&io_load::run(&options)?)?);
             Ok(())

@@ -1,0 +1,85 @@
+//! I/O load on a Linux host, from the harness's side.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::guest::io_load::{IoOptions, Summary};
+use crate::wait::wait_until;
+
+use super::{LinuxHost, SCRIPT_DEADLINE};
+
+/// Time for the load to write its summary, beyond the time its operations are waited for.
+const SUMMARY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A load that runs in the background of a host until it is stopped.
+pub struct GuestIo<'host> {
+    host: &'host LinuxHost,
+    options: IoOptions,
+}
+
+impl LinuxHost {
+    /// Starts reading and writing; returns when the first operations went through.
+    pub async fn start_io(&self, options: &IoOptions) -> Result<GuestIo<'_>> {
+        let io = GuestIo { host: self, options: options.clone() };
+        let (name, arguments) = (&options.name, options.arguments().join(" "));
+        self.sh(&format!(
+            "rm -f {} {}; guest-agent io {arguments} >/run/io-{name}.out 2>/run/io-{name}.err </dev/null &",
+            options.stop_path().display(),
+            options.progress_path().display(),
+        ))
+        .await?;
+        io.wait_operations(1).await?;
+        Ok(io)
+    }
+
+    /// Reads everything that a load with `state` wrote, and checks it.
+    pub async fn check_io(&self, options: &IoOptions) -> Result<Summary> {
+        let options = IoOptions { check: true, ..options.clone() };
+        let output = self.sh(&format!("guest-agent io {}", options.arguments().join(" "))).await?;
+        serde_json::from_str(&output).with_context(|| format!("understand the summary {output:?}"))
+    }
+}
+
+impl GuestIo<'_> {
+    /// How far it is, at most a moment ago.
+    pub async fn progress(&self) -> Result<Summary> {
+        let name = &self.options.name;
+        let path = self.options.progress_path();
+        let script = format!("cat {} || {{ cat /run/io-{name}.err >&2; exit 1; }}", path.display());
+        let text = self.host.sh(&script).await?;
+        serde_json::from_str(&text).with_context(|| format!("understand the progress {text:?}"))
+    }
+
+    /// Waits until so many more operations went through.
+    pub async fn wait_operations(&self, more: u64) -> Result<Summary> {
+        let before = match self.progress().await {
+            Ok(summary) => summary.operations(),
+            // It has not written its first progress yet.
+            Err(_) => 0,
+        };
+        wait_until(
+            SCRIPT_DEADLINE,
+            &format!("{more} more operations of load {}", self.options.name),
+            || async {
+                let summary = self.progress().await?;
+                ensure!(summary.operations() >= before + more, "{before} before, then {summary:?}");
+                Ok(summary)
+            },
+        )
+        .await
+    }
+
+    /// Stops it and returns what it did and saw. Operations that hang are waited for as the options say.
+    pub async fn stop(self) -> Result<Summary> {
+        let name = &self.options.name;
+        self.host.sh(&format!(": >{}", self.options.stop_path().display())).await?;
+        let deadline = Duration::from_millis(self.options.drain_ms) + SUMMARY_DEADLINE;
+        wait_until(deadline, &format!("the summary of load {name}"), || async {
+            let output = self.host.sh(&format!("cat /run/io-{name}.out; cat /run/io-{name}.err >&2")).await?;
+            ensure!(output.ends_with('\n'), "it is running: {:?}", self.progress().await?);
+            serde_json::from_str(&output).with_context(|| format!("understand the summary {output:?}"))
+        })
+        .await
+    }
+}
