@@ -18,15 +18,25 @@ pub enum Rules {
 /// Formats that the OpenAPI of Kubernetes knows; newer servers warn of any other.
 const KNOWN_FORMATS: [&str; 5] = ["date-time", "double", "float", "int32", "int64"];
 
+/// Whether an optional field may be written as null.
+///
+/// `kubectl explain` of older versions shows nothing below a field that may be null, so ours may not. Other operators
+/// stored DiskPools with nulls in them, and such manifests must be taken as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nulls {
+    Allowed,
+    Refused,
+}
+
 /// All our definitions with the names of their files, in the order to apply them.
 pub fn definitions(rules: Rules) -> Vec<(&'static str, CustomResourceDefinition)> {
     let all = [
-        ("diskpools.yaml", disk_pool()),
-        ("volumes.yaml", Volume::crd()),
-        ("nexuses.yaml", Nexus::crd()),
-        ("mayastornodes.yaml", MayastorNode::crd()),
+        ("diskpools.yaml", disk_pool(), Nulls::Allowed),
+        ("volumes.yaml", Volume::crd(), Nulls::Refused),
+        ("nexuses.yaml", Nexus::crd(), Nulls::Refused),
+        ("mayastornodes.yaml", MayastorNode::crd(), Nulls::Refused),
     ];
-    all.map(|(file, definition)| (file, finish(definition, rules))).into()
+    all.map(|(file, definition, nulls)| (file, finish(definition, rules, nulls))).into()
 }
 
 /// One definition as a yaml document, with a line that says where it comes from.
@@ -48,7 +58,7 @@ fn disk_pool() -> CustomResourceDefinition {
     definition
 }
 
-fn finish(mut definition: CustomResourceDefinition, rules: Rules) -> CustomResourceDefinition {
+fn finish(mut definition: CustomResourceDefinition, rules: Rules, nulls: Nulls) -> CustomResourceDefinition {
     let annotations = definition.metadata.annotations.get_or_insert_default();
     // Removing the chart must not remove the kinds, and with them every resource.
     annotations.insert("helm.sh/resource-policy".to_owned(), "keep".to_owned());
@@ -56,6 +66,9 @@ fn finish(mut definition: CustomResourceDefinition, rules: Rules) -> CustomResou
     visit(&mut value, &mut |schema| {
         if rules == Rules::None {
             schema.remove("x-kubernetes-validations");
+        }
+        if nulls == Nulls::Refused && schema.get("nullable") == Some(&Value::Bool(true)) {
+            schema.remove("nullable");
         }
         if let Some(Value::String(format)) = schema.get("format")
             && !KNOWN_FORMATS.contains(&format.as_str())
