@@ -4,13 +4,22 @@
 //! ```text
 //! RunDir      where one run keeps its files and logs; kept when the run did not pass
 //! Processes   one process group; nothing in it outlives the harness, even when that is killed
+//! Place       the network namespace and address in which a server runs
+//! Etcd        the registry's store, to be killed, frozen and wiped
+//! Cluster     a Kubernetes: an API server of our own, or a scratch cluster that the user names
+//! Kubectl     what a user types
 //! ```
 //!
 //! Absent on purpose: anything that skips. A part that cannot be had is an error that says how to get it.
 #![forbid(unsafe_code)]
 
+pub mod apiserver;
+pub mod cluster;
+pub mod etcd;
 pub mod guest;
+pub mod kubectl;
 pub mod netns;
+pub mod place;
 pub mod ports;
 pub mod process;
 pub mod programs;
