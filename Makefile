@@ -1,3 +1,51 @@
+# Every target works from a fresh clone on Debian 12 and says what it does. `make` alone prints what there is.
+
+SHELL := /bin/bash
+# Where `cargo install` and rustup put programs, for shells that do not know it yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# Tests to run: make test TESTS='-p e2e linux_host'
+TESTS ?= --workspace
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## Print this
+	@echo "Usage: make TARGET"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  %-12s %s\n' "$$target" "$$text"; done
+	@echo
+	@echo "The first run on a machine installs packages (as root, or with sudo) and says which and why."
+	@echo "Downloads and the virtual machine's parts go to $${XDG_CACHE_HOME:-~/.cache}/mayastor-lab."
+
+.PHONY: setup
+setup: ## Install what building and testing need, where it is missing
+	@e2e/setup/host-packages.sh
+
+# Downloads and long builds come before the tests, whose time limits are for the tests.
+.PHONY: lab
+lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API server: once, some minutes
+	@e2e/setup/linux-host.sh >/dev/null
+	@e2e/setup/kubernetes.sh >/dev/null
+
 .PHONY: test
-test:
-	cargo nextest run --workspace
+test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_host'
+	@# Tests run the programs of other crates, which building the tests alone would not build.
+	cargo build --workspace --bins --tests
+	cargo nextest run $(TESTS)
+	cargo test --workspace --doc --quiet
+
+.PHONY: lint
+lint: setup ## Check format, clippy, licences (with cargo-deny, where it is installed) and generated files
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo "lint: cargo-deny is not installed, licences are not checked (cargo install cargo-deny)"; fi
+	cargo nextest run -p crds --test manifests
+
+.PHONY: generate
+generate: ## Write the generated files anew (crds/yaml)
+	cargo run --quiet -p crds --bin crdgen
+
+.PHONY: clean-lab
+clean-lab: ## Remove what lab and failed runs left in the cache and temporary folders
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/mayastor-lab" "$${TMPDIR:-/tmp}/mayastor-lab"

@@ -11,13 +11,13 @@
 # A directory of parts is named after the contents of the files that made it. It is put in place by one rename, so
 # it is there as a whole or not at all, and a repeat only looks.
 #
-#   MAYASTOR_LAB_CACHE   default ${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
-#   MAYASTOR_LAB_MIRROR  default http://deb.debian.org; must carry /debian and /debian-security
+# XDG_CACHE_HOME moves the cache. MAYASTOR_LAB_DEBIAN_MIRROR names another mirror than http://deb.debian.org/debian;
+# debian-security must be beside it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cache=${MAYASTOR_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab}
-mirror=${MAYASTOR_LAB_MIRROR:-http://deb.debian.org}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
+mirror=${MAYASTOR_LAB_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
 kernel_package=linux-image-cloud-amd64
 # What the harness runs here (qemu), and what the guest runs: busybox for the everyday tools, and the real ones where
@@ -71,8 +71,11 @@ apt_options() { # DIRECTORY: lists, caches and package status of its own, for th
     # depend on the machine, and goes on working when the machine's packages change.
     : >"$dir/status"
     local signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    printf 'deb %s %s/debian bookworm main\ndeb %s %s/debian bookworm-updates main\ndeb %s %s/debian-security bookworm-security main\n' \
-        "$signed" "$mirror" "$signed" "$mirror" "$signed" "$mirror" >"$dir/sources.list"
+    {
+        echo "deb $signed $mirror bookworm main"
+        echo "deb $signed $mirror bookworm-updates main"
+        echo "deb $signed ${mirror%/debian}/debian-security bookworm-security main"
+    } >"$dir/sources.list"
     apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
         -o APT::Sandbox::User= -o Debug::NoLocking=1 -o APT::Architecture=amd64 -o Acquire::Languages=none
@@ -180,6 +183,8 @@ prepare() {
             mv -T "$temporary" "$dir"
             trap - EXIT
             say "ready in $dir ($(du -sh "$dir" | cut -f 1))"
+            # Parts that older trees made; one that is still wanted is made again in seconds.
+            find "$cache/linux-host" -mindepth 1 -maxdepth 1 -type d -mtime +14 ! -name "$key" -exec rm -rf {} +
         fi
         flock -u 9
     fi
