@@ -23,10 +23,12 @@ use crate::programs::program;
 mod agent;
 mod initiator;
 mod io;
+mod kernel_target;
 
 pub use agent::Output;
 pub use initiator::{ConnectOptions, Controller, NamespacePath};
 pub use io::GuestIo;
+pub use kernel_target::KernelTarget;
 
 use agent::AgentClient;
 

@@ -8,7 +8,7 @@ use e2e::guest::io_load::IoOptions;
 use e2e::netns::{Net, Peer};
 use e2e::process::Processes;
 use e2e::run_dir::RunDir;
-use e2e::vm::{BootOptions, ConnectOptions, LinuxHost};
+use e2e::vm::{BootOptions, ConnectOptions, KernelTarget, LinuxHost};
 use e2e::wait::wait_until;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -118,6 +118,56 @@ async fn a_host_can_be_cut_off_from_one_engine_and_still_be_asked() -> Result<()
     ping(two).await.context("n2 is not cut off")?;
     lab.net.heal_all()?;
     ping(one).await.context("n1 is healed")?;
+    lab.run.passed();
+    Ok(())
+}
+
+/// Connecting must work with a target that is not ours, or a story could not tell whose fault a failure is. The host
+/// serves itself: two targets of one subsystem, so that the second path joins the device of the first.
+#[tokio::test]
+async fn two_paths_of_the_kernels_own_target_make_one_device() -> Result<()> {
+    let lab = Lab::boot("kernel-target").await?;
+    let (host, address) = (&lab.host, lab.host.peer().address());
+    host.make_memory_disks(1, 64).await?;
+    let uuid = "5b26dd0e-6f3a-4a4e-9a63-4f1e0c6d5c11";
+    let nqn = format!("nqn.2019-05.io.openebs:{uuid}");
+    let (first, second) = (PORT, PORT + 1);
+    let target =
+        KernelTarget { nqn: nqn.clone(), uuid: uuid.to_owned(), address, ports: vec![first, second] };
+    host.serve(&target, "/dev/ram0").await?;
+
+    let path = |port| ConnectOptions { data_digest: true, ..ConnectOptions::new(&nqn, address, port) };
+    let device = host.connect(&path(first)).await?;
+    assert_eq!(host.connect(&path(second)).await?, device);
+    let again = format!("{:#}", host.connect(&path(second)).await.unwrap_err());
+    assert!(again.contains("already in progress"), "the same path twice must be refused: {again}");
+    let ana_states = async |expected: [&str; 2]| {
+        wait_until(Duration::from_secs(10), &format!("ANA states {expected:?}"), || async {
+            let controllers = host.controllers().await?;
+            let seen: Vec<_> =
+                controllers.iter().flat_map(|c| &c.paths).map(|p| p.ana_state.as_str()).collect();
+            ensure!(seen == expected, "{controllers:?}");
+            Ok(controllers)
+        })
+        .await
+    };
+    let controllers = ana_states(["optimized", "optimized"]).await?;
+    assert!(controllers.iter().all(|c| c.state == "live" && c.nqn == nqn), "{controllers:?}");
+    host.set_ana_state(first, "inaccessible").await?;
+    ana_states(["inaccessible", "optimized"]).await?;
+
+    host.make_ext4(&device).await?;
+    host.mount(&device, "/mnt/volume").await?;
+    let checksums = host.write_files("/mnt/volume", 4, 256).await?;
+    host.unmount("/mnt/volume").await?;
+    host.disconnect(&nqn).await?;
+    assert_eq!(host.controllers().await?, []);
+    assert_eq!(host.device(&nqn).await?, None);
+
+    let device = host.connect(&path(second)).await?;
+    host.mount(&device, "/mnt/volume").await?;
+    host.verify_files("/mnt/volume", &checksums).await?;
+    host.unmount("/mnt/volume").await?;
     lab.run.passed();
     Ok(())
 }
