@@ -33,7 +33,7 @@ impl TcpListener {
     }
 
     /// The next connection and where it comes from. Cancel safe: a connection that was accepted for a dropped call is
-    /// given to the next.
+    /// given to the next. One task accepts.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (inner, remote) = match &self.inner {
             Listener::Uring(listener) => {

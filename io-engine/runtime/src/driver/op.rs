@@ -12,7 +12,6 @@
 //! its submission until its completion, whatever becomes of the future. The memory itself is on the heap and does not
 //! move when the slab of slots grows.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -38,8 +37,8 @@ pub(crate) enum Held {
     Message { _fd: Fd, message: Box<Message> },
     /// An address that the kernel reads.
     Address { _fd: Fd, _address: Box<SocketAddress> },
-    /// A connection to come; if nobody waits for it any more it goes to the listener's backlog.
-    Accept { _fd: Fd, backlog: Rc<RefCell<Vec<OwnedFd>>> },
+    /// A connection to come, closed if nobody waits for it any more.
+    Accept { _fd: Fd },
 }
 
 impl Held {
@@ -50,12 +49,10 @@ impl Held {
         }
     }
 
-    /// The end of an orphaned operation: its data are let go, and a descriptor it made is not lost.
+    /// The end of an orphaned operation: its data are let go, and so is a descriptor that it made.
     fn release(self, result: i32) {
-        if let Self::Accept { backlog, .. } = self
-            && let Some(fd) = accepted(result)
-        {
-            backlog.borrow_mut().push(fd);
+        if let Self::Accept { .. } = self {
+            drop(accepted(result));
         }
     }
 }

@@ -1,11 +1,14 @@
 //! TCP on the ring.
 
 use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::ptr;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use io_uring::opcode;
@@ -25,8 +28,8 @@ pub(crate) struct UringListener {
     driver: Rc<Uring>,
     fd: Fd,
     address: SocketAddr,
-    /// Connections that the kernel accepted for calls that had been dropped.
-    backlog: Rc<RefCell<Vec<OwnedFd>>>,
+    /// The accept in flight. It belongs to the listener and not to a call, so that a dropped call loses no connection.
+    accept: RefCell<Option<Op>>,
 }
 
 impl UringListener {
@@ -34,7 +37,12 @@ impl UringListener {
         // The standard library's listener allows the address to be taken over from connections in TIME_WAIT.
         let socket = std::net::TcpListener::bind(address)?;
         let address = socket.local_addr()?;
-        Ok(Self { driver: Rc::clone(driver), fd: Rc::new(socket.into()), address, backlog: Rc::default() })
+        Ok(Self {
+            driver: Rc::clone(driver),
+            fd: Rc::new(socket.into()),
+            address,
+            accept: RefCell::default(),
+        })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -43,15 +51,11 @@ impl UringListener {
 
     pub(crate) async fn accept(&self) -> io::Result<(UringStream, SocketAddr)> {
         loop {
-            let late = self.backlog.borrow_mut().pop();
-            let fd = match late {
-                Some(fd) => fd,
-                None => match self.accept_one().await {
-                    Ok(fd) => fd,
-                    // The connection was broken before it was accepted; the listener is fine.
-                    Err(error) if is_of_the_connection(&error) => continue,
-                    Err(error) => return Err(error),
-                },
+            let fd = match poll_fn(|cx| self.poll_accept(cx)).await {
+                Ok(fd) => fd,
+                // The connection was broken before it was accepted; the listener is fine.
+                Err(error) if is_of_the_connection(&error) => continue,
+                Err(error) => return Err(error),
             };
             // A connection that is reset by now has no peer any more: on to the next.
             if let Ok(stream) = UringStream::adopt(&self.driver, fd) {
@@ -61,14 +65,26 @@ impl UringListener {
         }
     }
 
-    async fn accept_one(&self) -> io::Result<OwnedFd> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+        let mut accept = self.accept.borrow_mut();
+        let (result, _) = ready!(Pin::new(accept.get_or_insert_with(|| self.submit_accept())).poll(cx));
+        *accept = None;
+        Poll::Ready(accepted(result).ok_or_else(|| io::Error::from_raw_os_error(-result)))
+    }
+
+    fn submit_accept(&self) -> Op {
         let entry = opcode::Accept::new(ring_fd(&self.fd), ptr::null_mut(), ptr::null_mut())
             .flags(libc::SOCK_CLOEXEC)
             .build();
-        let held = Held::Accept { _fd: Rc::clone(&self.fd), backlog: Rc::clone(&self.backlog) };
         // SAFETY: the entry points to nothing: the peer's address is asked for later.
-        let (result, _) = unsafe { self.driver.submit(entry, held) }.await;
-        accepted(result).ok_or_else(|| io::Error::from_raw_os_error(-result))
+        unsafe { self.driver.submit(entry, Held::Accept { _fd: Rc::clone(&self.fd) }) }
+    }
+}
+
+impl Drop for UringListener {
+    fn drop(&mut self) {
+        // The accept in flight holds the descriptor for some turns more; the port is to be free now.
+        let _ = rustix::net::shutdown(self.fd.as_fd(), Shutdown::Both);
     }
 }
 
