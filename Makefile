@@ -48,4 +48,4 @@ generate: ## Write the generated files anew (crds/yaml)
 
 .PHONY: clean-lab
 clean-lab: ## Remove what lab and failed runs left in the cache and temporary folders
-	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/mayastor-lab" "$${TMPDIR:-/tmp}/mayastor-lab"
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/mayastor-lab" "$${TMPDIR:-/tmp}/mayastor-lab-$$(id -u)"

@@ -4,6 +4,8 @@
 //! ```text
 //! RunDir      where one run keeps its files and logs; kept when the run did not pass
 //! Processes   one process group; nothing in it outlives the harness, even when that is killed
+//! Net         a bridge with a namespace and an address for every engine, and faults between them
+//! LinuxHost   a Debian kernel in a virtual machine on that bridge: initiator, file systems, measured I/O
 //! Place       the network namespace and address in which a server runs
 //! Etcd        the registry's store, to be killed, frozen and wiped
 //! Cluster     a Kubernetes: an API server of our own, or a scratch cluster that the user names

@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
+use crate::place::Place;
+
 /// Tells the networks of one process apart.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -149,6 +151,11 @@ impl Net {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace(peer)?)).arg("--").arg(program.as_ref());
         Ok(command)
+    }
+
+    /// Where a server of the laboratory runs when it runs at a peer.
+    pub fn place(&self, peer: Peer) -> Result<Place> {
+        Ok(Place::within(self.namespace(peer)?, peer.address().into()))
     }
 
     /// Moves the calling thread into a peer's namespace, and with it the threads and processes it will start: its

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
+use nix::unistd::getuid;
 
 /// How many directories of earlier, failed runs are left for reading; older ones are swept at the next start.
 const KEPT_FAILURES: usize = 8;
@@ -12,7 +13,7 @@ const KEPT_FAILURES: usize = 8;
 /// Tells the run directories of one process apart.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
-/// A directory `mayastor-lab/<pid>-<serial>-<name>` below the system's directory for temporary files (`TMPDIR`).
+/// A directory `mayastor-lab-<uid>/<pid>-<serial>-<name>` below the system's directory for temporary files (`TMPDIR`).
 ///
 /// Dropping it removes the directory only after [`RunDir::passed`]: a test that panics or returns early leaves its
 /// logs behind and prints where they are.
@@ -25,7 +26,8 @@ pub struct RunDir {
 impl RunDir {
     /// Makes the directory, and sweeps directories of runs that are long gone.
     pub fn new(name: &str) -> Result<Self> {
-        let root = std::env::temp_dir().join("mayastor-lab");
+        // By user, so that one user's directory does not stand in another's way.
+        let root = std::env::temp_dir().join(format!("mayastor-lab-{}", getuid()));
         fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
         sweep(&root);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
