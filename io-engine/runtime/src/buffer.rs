@@ -10,8 +10,12 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Alignment of every buffer's first byte: what `O_DIRECT` asks of 4 KiB devices.
+/// Alignment of a buffer's first byte: what `O_DIRECT` asks of 4 KiB devices.
 pub const BUFFER_ALIGNMENT: usize = 4096;
+/// Buffers shorter than a sector cannot take part in direct I/O. They are protocol headers, many and short-lived, and a
+/// page each would cost more than they hold.
+const SMALL_LEN: usize = 512;
+const SMALL_ALIGNMENT: usize = 16;
 
 /// The memory behind one or more buffers.
 struct Allocation {
@@ -27,8 +31,9 @@ unsafe impl Sync for Allocation {}
 
 impl Allocation {
     fn zeroed(len: usize) -> Self {
-        let layout = Layout::from_size_align(len.max(1), BUFFER_ALIGNMENT)
-            .expect("buffer lengths stay far below isize::MAX");
+        let alignment = if len < SMALL_LEN { SMALL_ALIGNMENT } else { BUFFER_ALIGNMENT };
+        let layout =
+            Layout::from_size_align(len.max(1), alignment).expect("buffer lengths stay far below isize::MAX");
         // SAFETY: the layout's size is at least one.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
@@ -43,7 +48,8 @@ impl Drop for Allocation {
     }
 }
 
-/// A buffer with one owner, aligned to [`BUFFER_ALIGNMENT`] unless it was split off at an odd place.
+/// A buffer with one owner, aligned to [`BUFFER_ALIGNMENT`] unless it has less than 512 bytes or was split off at an odd
+/// place.
 pub struct IoBuf {
     // Invariant: no other IoBuf or IoBytes covers [offset, offset + len) of this allocation.
     allocation: Arc<Allocation>,

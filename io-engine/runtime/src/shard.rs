@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
@@ -72,10 +71,7 @@ impl Shard {
                 }
             };
             let _ = report.send(Ok(()));
-            if catch_unwind(AssertUnwindSafe(|| run(&context, async { init().await }))).is_err() {
-                // The panic hook has told what and where.
-                std::process::abort();
-            }
+            run(&context, async { init().await }, OnPanic::Abort);
         })?;
         is_started.recv().expect("the thread reports before it does anything else")?;
         Ok(ShardHandle { thread })
@@ -106,7 +102,7 @@ impl ShardHandle {
 /// If the kernel refuses the ring; the message names the fix.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let context = set_up(&ShardOptions::default()).unwrap_or_else(|error| panic!("{error}"));
-    run(&context, future)
+    run(&context, future, OnPanic::Unwind)
 }
 
 fn set_up(options: &ShardOptions) -> io::Result<Rc<Context>> {
@@ -129,20 +125,36 @@ fn set_up(options: &ShardOptions) -> io::Result<Rc<Context>> {
     }))
 }
 
-fn run<F: Future>(context: &Rc<Context>, future: F) -> F::Output {
+/// What a panic in a task does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnPanic {
+    /// An invariant is broken: the process ends before any other task runs or is dropped.
+    Abort,
+    /// The caller is a test.
+    Unwind,
+}
+
+fn run<F: Future>(context: &Rc<Context>, future: F, on_panic: OnPanic) -> F::Output {
     let _entered = context::enter(context);
-    // Dropped in reverse order: the future, then all tasks, then the kernel's last operations; on a panic too.
-    let _ending = Ending(context);
+    // Dropped in reverse order: the future, then all tasks, then the kernel's last operations.
+    let _ending = Ending { context, on_panic };
     run_until(context, future)
 }
 
 /// Ends a shard: see [`run`].
-struct Ending<'a>(&'a Context);
+struct Ending<'a> {
+    context: &'a Context,
+    on_panic: OnPanic,
+}
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.0.executor.clear(None);
-        if let Driver::Uring(uring) = &self.0.driver {
+        if self.on_panic == OnPanic::Abort && thread::panicking() {
+            // The panic hook has told what and where.
+            std::process::abort();
+        }
+        self.context.executor.clear(None);
+        if let Driver::Uring(uring) = &self.context.driver {
             uring.drain();
         }
     }

@@ -157,7 +157,8 @@ impl SimHandle {
         self.act_as(node, || spawn(future))
     }
 
-    /// Runs the world until the future, which runs on the node, has its result.
+    /// Runs the world until the future, which runs on the node, has its result. The future is the test's own: it
+    /// outlives a death of its node, though its sockets do not.
     ///
     /// # Panics
     /// With the seed, when a task panics or when the future waits and nothing is left to happen.

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
-use crate::context;
+use crate::context::{self, Context};
 use crate::executor::Header;
 
 /// The task was aborted, or its node or shard ended, before it had a result.
@@ -61,23 +61,27 @@ where
 {
     let state = Rc::new(RefCell::new(JoinState::Running(None)));
     let reporter = Reporter(Rc::clone(&state));
-    let task = context::current().executor.add(Box::pin(async move {
+    let context = context::current();
+    let task = context.executor.add(Box::pin(async move {
         let result = future.await;
         reporter.end(Ok(result));
     }));
-    JoinHandle { state, task }
+    JoinHandle { state, task, context: Rc::downgrade(&context) }
 }
 
 /// A task's result to come: awaiting it gives the result, or [`Aborted`].
 pub struct JoinHandle<T> {
     state: Rc<RefCell<JoinState<T>>>,
     task: Arc<Header>,
+    context: Weak<Context>,
 }
 
 impl<T> JoinHandle<T> {
     /// Drops the task's future now, or after this poll if it is the running one. Has no effect on an ended task.
     pub fn abort(&self) {
-        if let Some(context) = context::try_current().filter(|context| context.executor.owns(&self.task)) {
+        if let Some(context) = self.context.upgrade() {
+            // What is dropped may look for its context; the caller may stand outside, beside a simulation.
+            let _entered = context::enter(&context);
             context.executor.abort(&self.task);
         }
     }

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -177,6 +178,27 @@ fn a_panic_unwinds_from_block_on() {
     }))
     .unwrap_err();
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"broken"));
+}
+
+/// A broken invariant stops the engine, before another task acts on it. The test runs itself in a second process.
+#[test]
+fn a_panic_in_a_shard_ends_the_process() {
+    const NAME: &str = "a_panic_in_a_shard_ends_the_process";
+    if std::env::var_os("SHARD_THAT_PANICS").is_some() {
+        let shard = Shard::start(ShardOptions::default(), || async {
+            runtime::spawn(async { panic!("an invariant is broken") });
+            runtime::sleep(LIMIT).await;
+        });
+        shard.unwrap().join();
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("SHARD_THAT_PANICS", "1")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("an invariant is broken"));
 }
 
 #[test]

@@ -354,6 +354,21 @@ fn waiting_for_what_cannot_happen_is_an_error_and_not_a_hang() {
 }
 
 #[test]
+fn a_task_can_be_aborted_from_outside() {
+    let (sim, a, _) = two_nodes(6);
+    let witness = Rc::new(());
+    let held = Rc::clone(&witness);
+    let task = sim.spawn(a, async move {
+        runtime::sleep(SECOND).await;
+        drop(held);
+    });
+    sim.run_for(SECOND / 2);
+    task.abort();
+    assert_eq!(Rc::strong_count(&witness), 1);
+    assert_eq!(sim.block_on(a, task), Err(runtime::Aborted));
+}
+
+#[test]
 fn tasks_of_a_killed_node_are_dropped_and_those_of_others_go_on() {
     let (sim, a, b) = two_nodes(6);
     let ticks = Rc::new([Cell::new(0), Cell::new(0)]);
