@@ -1,0 +1,121 @@
+//! What an engine does for its callers.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use uuid::Uuid;
+
+use crate::{
+    error::ApiError,
+    fence::Fence,
+    types::{
+        AddChild, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica, DestroyReplica,
+        ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica, ResourceUsage,
+        Share,
+    },
+};
+
+/// The future of a call. Dropping it does not undo the call: it may or may not be carried out.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
+
+/// On whose authority, and for how long, a change is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Who asks.
+    pub fence: Fence,
+    /// How long the caller waits; `None` for the implementation's default. An engine does not begin a change whose
+    /// caller has given up.
+    pub timeout: Option<Duration>,
+}
+
+impl Call {
+    /// A leader's call.
+    pub fn leader(registry: Uuid, revision: u64) -> Self {
+        Self { fence: Fence::leader(registry, revision), timeout: None }
+    }
+
+    /// A call without a fence, as tools and foreign control planes make it.
+    pub fn plain() -> Self {
+        Self { fence: Fence::Absent, timeout: None }
+    }
+
+    /// A call that a person has ordered beside the control plane.
+    pub fn unfenced() -> Self {
+        Self { fence: Fence::Unfenced, timeout: None }
+    }
+
+    /// The same call with a deadline.
+    pub fn within(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+}
+
+/// The calls that drive an engine. What each answers in which state is written down in the suite that every
+/// implementation passes; the changing ones can be refused with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced).
+pub trait Engine: Send + Sync {
+    /// Who the engine is.
+    fn info(&self) -> Answer<'_, NodeInfo>;
+    /// Disks and partitions of the machine: all, or only those a pool could be made on.
+    fn list_block_devices(&self, all: bool) -> Answer<'_, Vec<BlockDevice>>;
+    /// Counters of the process.
+    fn resource_usage(&self) -> Answer<'_, ResourceUsage>;
+
+    /// The loaded pools.
+    fn list_pools(&self) -> Answer<'_, Vec<Pool>>;
+    /// Makes a pool, or imports the one of that name that the disk holds. `AlreadyExists` when it is loaded from the
+    /// same disk; `InvalidArgument` when the name is loaded from another, or the disk holds something else;
+    /// `NotFound` when there is no such disk.
+    fn create_pool(&self, call: Call, request: CreatePool) -> Answer<'_, Pool>;
+    /// Loads a pool. `AlreadyExists` when loaded; `InvalidArgument` when the disk does not hold it or is in use.
+    fn import_pool(&self, call: Call, request: ImportPool) -> Answer<'_, Pool>;
+    /// Lets a pool go. `NotFound` when not loaded; `FailedPrecondition` while a nexus uses a replica in it.
+    fn export_pool(&self, call: Call, pool: PoolRef) -> Answer<'_, ()>;
+    /// Removes a pool with its replicas. `NotFound` when not loaded; `FailedPrecondition` while a nexus uses it.
+    fn destroy_pool(&self, call: Call, pool: PoolRef) -> Answer<'_, ()>;
+
+    /// All replicas in loaded pools.
+    fn list_replicas(&self) -> Answer<'_, Vec<Replica>>;
+    /// Makes a replica. `FailedPrecondition` when the pool is not loaded; `AlreadyExists` when name or id is taken;
+    /// `InvalidArgument` when larger than the pool; `ResourceExhausted` when a thick one does not fit.
+    fn create_replica(&self, call: Call, request: CreateReplica) -> Answer<'_, Replica>;
+    /// Removes a replica. `Gone` when there is none; `FailedPrecondition` when the named pool is not loaded or a
+    /// nexus has it open; `Aborted` when it is in another pool.
+    fn destroy_replica(&self, call: Call, request: DestroyReplica) -> Answer<'_, ()>;
+    /// Exports a replica; repeated, replaces the admitted hosts. `NotFound` when there is none.
+    fn share_replica(&self, call: Call, replica: Uuid, share: Share) -> Answer<'_, Replica>;
+    /// Withdraws the export; no error when there is none. `NotFound` when there is no such replica.
+    fn unshare_replica(&self, call: Call, replica: Uuid) -> Answer<'_, Replica>;
+
+    /// All nexuses.
+    fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>>;
+    /// Makes a nexus of children that can all be opened. `AlreadyExists` when the name is taken; `Internal` when
+    /// the id is taken or there are no children; `InvalidArgument` when a child cannot be opened.
+    fn create_nexus(&self, call: Call, request: CreateNexus) -> Answer<'_, Nexus>;
+    /// Removes a nexus after noting a clean shutdown. `NotFound` when there is none.
+    fn destroy_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, ()>;
+    /// Stops a nexus and keeps its record; repeated, no error.
+    fn shutdown_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus>;
+    /// Exports a nexus; repeated, replaces the admitted hosts.
+    fn publish_nexus(&self, call: Call, nexus: Uuid, share: Share) -> Answer<'_, Nexus>;
+    /// Withdraws the export; no error when there is none.
+    fn unpublish_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus>;
+    /// Adds a child. `AlreadyExists` when it is there; `InvalidArgument` when it cannot be opened or is too small.
+    fn add_child(&self, call: Call, request: AddChild) -> Answer<'_, Nexus>;
+    /// Removes a child; an unknown one is no error. `FailedPrecondition` for the last, or the last healthy one.
+    fn remove_child(&self, call: Call, child: ChildRef) -> Answer<'_, Nexus>;
+    /// Takes a child out for good. `NotFound`; `FailedPrecondition` for the last, or the last healthy one.
+    fn fault_child(&self, call: Call, child: ChildRef) -> Answer<'_, Nexus>;
+    /// Takes a child out or lets it come back. Errors as for [`fault_child`](Self::fault_child).
+    fn child_operation(&self, call: Call, child: ChildRef, action: ChildAction) -> Answer<'_, Nexus>;
+
+    /// Figures of a running rebuild; `NotFound` when none runs on that child.
+    fn rebuild_stats(&self, child: ChildRef) -> Answer<'_, RebuildStats>;
+    /// Finished rebuilds of all nexuses, oldest first.
+    fn rebuild_history(&self) -> Answer<'_, Vec<RebuildRecord>>;
+}
+
+/// Finds the engine behind an address, as registered.
+pub trait Connect: Send + Sync {
+    /// An engine at `grpc_endpoint` (`address:port`). Does not wait for the connection: the first call does.
+    fn connect(&self, grpc_endpoint: &str) -> Result<Arc<dyn Engine>, ApiError>;
+}
