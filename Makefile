@@ -24,7 +24,8 @@ setup: ## Install what building and testing need, where it is missing
 # Downloads and long builds come before the tests, whose time limits are for the tests.
 .PHONY: lab
 lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API server: once, some minutes
-	@e2e/setup/linux-host.sh >/dev/null
+	@e2e/setup/linux-host.sh bookworm >/dev/null
+	@e2e/setup/linux-host.sh bookworm-backports >/dev/null
 	@e2e/setup/kubernetes.sh >/dev/null
 
 .PHONY: test

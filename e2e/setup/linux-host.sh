@@ -1,8 +1,10 @@
 #!/bin/bash
 # Prepares the parts of the virtual Linux host: qemu, a Debian cloud kernel and an initramfs.
 #
-#   linux-host.sh                    prepare; prints the directory that holds the parts
-#   linux-host.sh pack NAME=FILE...  pack programs of ours with their libraries for the guest; prints the archive
+#   linux-host.sh [bookworm|bookworm-backports]   prepare; prints the directory that holds the parts
+#   linux-host.sh pack NAME=FILE...               pack programs of ours with their libraries; prints the archive
+#
+# The kernels of the two suites (6.1 and 6.12) lose a path in different ways, so both are to be had.
 #
 # Everything is downloaded from Debian's archive (about 110 MB, once) and unpacked into the user's cache folder, by
 # ordinary `apt-get` with lists and caches of its own: nothing is installed, no package of the machine is touched, and
@@ -75,6 +77,8 @@ apt_options() { # DIRECTORY: lists, caches and package status of its own, for th
         echo "deb $signed $mirror bookworm main"
         echo "deb $signed $mirror bookworm-updates main"
         echo "deb $signed ${mirror%/debian}/debian-security bookworm-security main"
+        # Packages from here are taken only where they are asked for by the suite's name.
+        echo "deb $signed $mirror bookworm-backports main"
     } >"$dir/sources.list"
     apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
@@ -82,13 +86,17 @@ apt_options() { # DIRECTORY: lists, caches and package status of its own, for th
         -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
 }
 
-prepare_into() { # DIRECTORY
-    local dir=$1 root=$1/root work=$1/work kernel release deb
+prepare_into() { # DIRECTORY SUITE
+    local dir=$1 suite=$2 root=$1/root work=$1/work kernel release deb
     mkdir -p "$root" "$work"
     apt_options "$work"
     say "reading Debian's package lists"
     apt-get "${apt[@]}" update
-    kernel=$(apt-cache "${apt[@]}" depends "$kernel_package" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    local -a release_option=()
+    # By itself apt takes bookworm's with its security updates, and nothing from the backports.
+    [ "$suite" = bookworm ] || release_option=(-o "APT::Default-Release=$suite")
+    kernel=$(apt-cache "${apt[@]}" "${release_option[@]}" --no-all-versions show "$kernel_package" |
+        sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p')
     [ -n "$kernel" ] || { say "no package $kernel_package at $mirror"; return 1; }
     say "downloading qemu, the guest's programs and $kernel (about 110 MB)"
     apt-get "${apt[@]}" --no-install-recommends --download-only -y install "${packages[@]}"
@@ -130,7 +138,11 @@ initramfs() { # ROOT KERNEL RELEASE GUEST
     while read -r module; do
         file=$guest${module#"$kernel"}
         mkdir -p "$(dirname "$file")"
-        cp "$module" "$file"
+        case $module in
+        # Newer kernels come with compressed modules; the archive is compressed as a whole.
+        *.xz) "$root/bin/busybox" xzcat "$module" >"${file%.xz}" ;;
+        *) cp "$module" "$file" ;;
+        esac
     done <"$guest/modules"
     rm "$guest/modules"
     cp "$kernel/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$guest/lib/modules/$release/"
@@ -164,9 +176,9 @@ pack_tree() { # BUSYBOX TREE: an archive the kernel unpacks, on standard output
     (cd "$2" && find . -mindepth 1 | LC_ALL=C sort | "$1" cpio -o -H newc 2>/dev/null) | gzip -1 -n
 }
 
-prepare() {
-    local key dir temporary
-    key=$(cat "$here/linux-host.sh" "$here/guest/init" | sha256sum | cut -c 1-16)
+prepare() { # SUITE
+    local suite=$1 key dir temporary
+    key=$suite-$(cat "$here/linux-host.sh" "$here/guest/init" | sha256sum | cut -c 1-16)
     dir=$cache/linux-host/$key
     if [ ! -d "$dir" ]; then
         command -v apt-get dpkg-deb >/dev/null || { say "this needs a Debian machine (apt-get, dpkg-deb)"; exit 1; }
@@ -178,7 +190,7 @@ prepare() {
             rm -rf "$cache/linux-host"/.tmp.*
             temporary=$(mktemp -d "$cache/linux-host/.tmp.XXXXXX")
             trap 'rm -rf "$temporary"' EXIT
-            prepare_into "$temporary"
+            prepare_into "$temporary" "$suite"
             chmod 755 "$temporary"
             mv -T "$temporary" "$dir"
             trap - EXIT
@@ -193,7 +205,7 @@ prepare() {
 
 pack() { # NAME=FILE...
     local parts key archive work pair name file library
-    parts=$(prepare)
+    parts=$(prepare bookworm)
     key=$({ cat "$here/linux-host.sh"; for pair in "$@"; do echo "${pair%%=*}"; cat "${pair#*=}"; done; } | sha256sum | cut -c 1-32)
     archive=$cache/programs/$key.gz
     if [ ! -f "$archive" ]; then
@@ -227,7 +239,8 @@ EOF
 }
 
 case ${1:-} in
-'') prepare ;;
+'') prepare bookworm ;;
+bookworm | bookworm-backports) prepare "$1" ;;
 pack) shift && pack "$@" ;;
 *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
 esac

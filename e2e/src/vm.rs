@@ -38,10 +38,30 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 /// Scripts are short; one that takes longer says so with [`LinuxHost::run`].
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Debian's kernels. They lose a silent path in different ways (6.1 waits for its keep-alive, 6.12 does not), and
+/// users have both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// 6.1, Debian 12's.
+    Bookworm,
+    /// 6.12, from Debian 12's backports.
+    BookwormBackports,
+}
+
+impl Kernel {
+    fn suite(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::BookwormBackports => "bookworm-backports",
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct BootOptions {
     /// The host's number on the network, from 1: decides its address and its name `host<number>`.
     pub number: u8,
+    pub kernel: Kernel,
     pub memory_mib: u32,
     pub cpus: u32,
     /// Programs of ours that the host can run, by name: `io-engine`, `csi-node`, …
@@ -52,7 +72,14 @@ pub struct BootOptions {
 
 impl Default for BootOptions {
     fn default() -> Self {
-        Self { number: 1, memory_mib: 512, cpus: 2, programs: Vec::new(), kernel_arguments: String::new() }
+        Self {
+            number: 1,
+            kernel: Kernel::Bookworm,
+            memory_mib: 512,
+            cpus: 2,
+            programs: Vec::new(),
+            kernel_arguments: String::new(),
+        }
     }
 }
 
@@ -195,7 +222,7 @@ impl LinuxHost {
 
 impl Machine {
     async fn prepare(processes: &Processes, net: &Net, options: &BootOptions, name: &str) -> Result<Self> {
-        let parts = PathBuf::from(linux_host(&[]).await?);
+        let parts = PathBuf::from(linux_host(&[options.kernel.suite().to_owned()]).await?);
         let mut pack = vec!["pack".to_owned(), format!("guest-agent={}", program("guest-agent")?.display())];
         pack.extend(options.programs.iter().map(|(name, path)| format!("{name}={}", path.display())));
         let programs = linux_host(&pack).await?;
@@ -278,7 +305,7 @@ impl Machine {
     }
 }
 
-/// Runs `linux-host.sh`, whose last line of output is the path it made. The first run ever downloads; what it says
+/// Runs `linux-host.sh`, whose output is the path it made. The first run ever downloads; what it says
 /// meanwhile goes to standard error.
 async fn linux_host(arguments: &[String]) -> Result<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/linux-host.sh");
