@@ -9,6 +9,7 @@ use super::fault::FaultyDevice;
 use super::memory::MemoryDevice;
 use super::null::NullDevice;
 use super::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOptions};
+use crate::device::FileDevice;
 
 /// What a pool, or a nexus without one, can stand on. Clones are handles to the same device.
 #[derive(Clone)]
@@ -17,8 +18,12 @@ pub enum BaseDevice {
     Memory(MemoryDevice),
     /// Discards.
     Null(NullDevice),
+    /// A file or block device.
+    File(FileDevice),
     /// Memory that fails on demand.
     Faulty(FaultyDevice<MemoryDevice>),
+    /// A file or block device that fails on demand.
+    FaultyFile(FaultyDevice<FileDevice>),
 }
 
 macro_rules! on_device {
@@ -26,7 +31,9 @@ macro_rules! on_device {
         match $self {
             BaseDevice::Memory($device) => $call,
             BaseDevice::Null($device) => $call,
+            BaseDevice::File($device) => $call,
             BaseDevice::Faulty($device) => $call,
+            BaseDevice::FaultyFile($device) => $call,
         }
     };
 }

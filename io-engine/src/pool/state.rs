@@ -1,0 +1,475 @@
+//! The tables of a pool in memory, and the one place where changes are applied to them: at run time after the journal
+//! record is written, at import in the order of the records.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use uuid::Uuid;
+
+use super::allocator::PhysicalRun;
+use super::bitmap::{Bitmap, Held};
+use super::codec::Decoder;
+use super::layout::{Layout, PAGE_BYTES, SECTION_OVERHEAD_BYTES};
+use super::record::{AttributeKey, Change, ExtentRun, LayerId, LayerRow, ReplicaRow, Run, attribute};
+use crate::block::to_usize;
+
+/// Mark of "no extent".
+const NONE: u32 = u32::MAX;
+
+/// One extent of a layer.
+#[derive(Clone, Debug)]
+pub(super) struct Extent {
+    physical: u32,
+    held: Held,
+}
+
+impl Extent {
+    const EMPTY: Self = Self { physical: NONE, held: Held::Nothing };
+
+    /// The extent of the disk, if it has one.
+    pub(super) fn physical(&self) -> Option<u32> {
+        (self.physical != NONE).then_some(self.physical)
+    }
+
+    /// Which of its blocks are held.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
+    }
+}
+
+/// A layer: its row, its extents, and where it hides its parent.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) row: LayerRow,
+    pub(super) extents: Vec<Extent>,
+    /// Only in layers with a parent: blocks that read as zeroes though the parent may hold them.
+    pub(super) zeroed: BTreeMap<u32, Held>,
+    /// Extents it has on the disk.
+    pub(super) assigned: u32,
+}
+
+/// A replica: its row and its open regions.
+#[derive(Clone, Debug)]
+pub(super) struct Replica {
+    pub(super) row: ReplicaRow,
+    pub(super) open: Bitmap,
+}
+
+/// Where the data of a run of blocks is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nowhere: it reads as zeroes.
+    Hole,
+    /// On the disk, from this byte on.
+    Disk(u64),
+}
+
+/// What is kept back for a replica: its row, its open-region map, what three absent members missed in as many maps
+/// (SAFETY D2), and the last, short sections of each.
+pub(super) fn room_of(row: &ReplicaRow) -> u64 {
+    let map = row.regions().div_ceil(8).next_multiple_of(8);
+    row.encoded_len().max(ROW_BYTES_MIN) + 4 * map + 3 * SECTION_OVERHEAD_BYTES
+}
+
+/// A row may grow to this without being counted again.
+const ROW_BYTES_MIN: u64 = 1024;
+/// Kind, key and lengths.
+const ATTRIBUTE_OVERHEAD_BYTES: u64 = 64;
+
+/// A change that does not fit the state: the metadata is damaged.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Inconsistent(pub(super) String);
+
+fn inconsistent<T>(what: impl Into<String>) -> Result<T, Inconsistent> {
+    Err(Inconsistent(what.into()))
+}
+
+/// All tables.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) layout: Layout,
+    pub(super) replicas: BTreeMap<Uuid, Replica>,
+    pub(super) layers: BTreeMap<LayerId, Layer>,
+    pub(super) attributes: BTreeMap<AttributeKey, Vec<u8>>,
+    /// Extents of the disk that belong to a layer.
+    pub(super) owned: Bitmap,
+    next_layer: u64,
+}
+
+impl State {
+    /// An empty pool.
+    pub(super) fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            replicas: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            attributes: BTreeMap::new(),
+            owned: Bitmap::new(u64::from(layout.extents)),
+            next_layer: 1,
+        }
+    }
+
+    /// A layer id that no record since the last checkpoint names.
+    pub(super) fn new_layer_id(&mut self) -> LayerId {
+        let id = LayerId(self.next_layer);
+        self.next_layer += 1;
+        id
+    }
+
+    fn pages(&self) -> u64 {
+        self.layout.extent_pages()
+    }
+
+    fn layer_mut(&mut self, id: LayerId) -> Result<&mut Layer, Inconsistent> {
+        self.layers.get_mut(&id).ok_or_else(|| Inconsistent(format!("there is no layer {}", id.0)))
+    }
+
+    /// Applies one change and returns the extents it freed.
+    pub(super) fn apply(&mut self, change: &Change) -> Result<Vec<PhysicalRun>, Inconsistent> {
+        match change {
+            Change::ReplicaPut(row) => self.put_replica(row)?,
+            Change::ReplicaRemoved(uuid) => {
+                self.replicas.remove(uuid);
+                self.attributes.retain(|key, _| key.owner != *uuid);
+            }
+            Change::LayerPut(row) => self.put_layer(*row)?,
+            Change::LayerRemoved(id) => return self.remove_layer(*id),
+            Change::ExtentsAssigned(run) => self.assign(*run)?,
+            Change::ExtentsReleased { layer, logical, count } => {
+                return self.release(*layer, *logical, *count);
+            }
+            Change::BlocksWritten { layer, first, checksums } => {
+                self.hold(*layer, Run { first: *first, count: checksums.len() as u64 })?;
+            }
+            Change::BlocksCleared { layer, blocks } => self.clear(*layer, *blocks)?,
+            Change::RegionsOpened { replica, regions } => self.mark_regions(*replica, regions, true)?,
+            Change::RegionsClosed { replica, regions } => self.mark_regions(*replica, regions, false)?,
+            Change::AttributePut { key, value } => {
+                self.attributes.insert(*key, value.clone());
+            }
+            Change::AttributeRemoved(key) => {
+                self.attributes.remove(key);
+            }
+            Change::HeldMap { layer, logical, held } => {
+                let pages = self.pages();
+                let extent = self.layer_mut(*layer)?.extents.get_mut(to_usize(u64::from(*logical)));
+                match extent {
+                    Some(extent) if extent.physical != NONE && held.len() == pages => {
+                        for run in held.runs() {
+                            extent.held.set(run, true, pages);
+                        }
+                    }
+                    _ => return inconsistent(format!("a map for extent {logical} of layer {}", layer.0)),
+                }
+            }
+            Change::ZeroedMap { layer, logical, zeroed } => {
+                let pages = self.pages();
+                let layer = self.layer_mut(*layer)?;
+                if zeroed.len() != pages || *logical as usize >= layer.extents.len() {
+                    return inconsistent(format!("a map for extent {logical} of layer {}", layer.row.id.0));
+                }
+                let held = layer.zeroed.entry(*logical).or_default();
+                for run in zeroed.runs() {
+                    held.set(run, true, pages);
+                }
+            }
+            Change::RegionMap { replica, first_word, words } => {
+                let Some(replica) = self.replicas.get_mut(replica) else {
+                    return inconsistent(format!("a region map of unknown replica {replica}"));
+                };
+                let mut from = Decoder::new(words);
+                replica
+                    .open
+                    .decode_words(*first_word as usize, words.len() / 8, &mut from)
+                    .map_err(|_| Inconsistent("a region map past the replica's end".into()))?;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn put_replica(&mut self, row: &ReplicaRow) -> Result<(), Inconsistent> {
+        if !self.layers.contains_key(&row.layer) {
+            return inconsistent(format!("replica {} without layer {}", row.uuid, row.layer.0));
+        }
+        let mut open = Bitmap::new(row.regions());
+        if let Some(before) = self.replicas.get(&row.uuid) {
+            for run in before.open.runs() {
+                open.set(run.start.min(open.len())..run.end.min(open.len()), true);
+            }
+        }
+        self.replicas.insert(row.uuid, Replica { row: row.clone(), open });
+        Ok(())
+    }
+
+    fn put_layer(&mut self, row: LayerRow) -> Result<(), Inconsistent> {
+        if row.id.0 == 0 || row.parent.is_some_and(|parent| !self.layers.contains_key(&parent)) {
+            return inconsistent(format!("layer {} without its parent", row.id.0));
+        }
+        let extents = row.len_bytes.div_ceil(self.layout.extent_bytes);
+        if extents > u64::from(u32::MAX) {
+            return inconsistent(format!("layer {} of {} bytes", row.id.0, row.len_bytes));
+        }
+        self.next_layer = self.next_layer.max(row.id.0 + 1);
+        let layer = self.layers.entry(row.id).or_insert_with(|| Layer {
+            row,
+            extents: Vec::new(),
+            zeroed: BTreeMap::new(),
+            assigned: 0,
+        });
+        layer.row = row;
+        if to_usize(extents) < layer.extents.len() {
+            return inconsistent(format!("layer {} shrinks over its extents", row.id.0));
+        }
+        layer.extents.resize(to_usize(extents), Extent::EMPTY);
+        Ok(())
+    }
+
+    fn remove_layer(&mut self, id: LayerId) -> Result<Vec<PhysicalRun>, Inconsistent> {
+        let is_used = self.replicas.values().any(|replica| replica.row.layer == id)
+            || self.layers.values().any(|layer| layer.row.parent == Some(id));
+        if is_used {
+            return inconsistent(format!("layer {} is removed while it is used", id.0));
+        }
+        let Some(layer) = self.layers.remove(&id) else { return Ok(Vec::new()) };
+        Ok(self.disown(layer.extents.iter().filter_map(Extent::physical)))
+    }
+
+    /// Extents that belonged to a layer, as runs; they belong to nobody now.
+    fn disown(&mut self, physical: impl Iterator<Item = u32>) -> Vec<PhysicalRun> {
+        let mut runs: Vec<PhysicalRun> = Vec::new();
+        for extent in physical {
+            self.owned.set(u64::from(extent)..u64::from(extent) + 1, false);
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == extent => run.count += 1,
+                _ => runs.push(PhysicalRun { first: extent, count: 1 }),
+            }
+        }
+        runs
+    }
+
+    fn assign(&mut self, run: ExtentRun) -> Result<(), Inconsistent> {
+        let in_disk = run.physical.checked_add(run.count).is_some_and(|end| end <= self.layout.extents);
+        let layer = self
+            .layers
+            .get_mut(&run.layer)
+            .ok_or_else(|| Inconsistent(format!("extents of unknown layer {}", run.layer.0)))?;
+        let in_layer =
+            run.logical.checked_add(run.count).is_some_and(|end| end as usize <= layer.extents.len());
+        if !in_disk || !in_layer {
+            return inconsistent(format!("{run:?} reaches past an end"));
+        }
+        for index in 0..run.count {
+            let physical = run.physical + index;
+            let bit = u64::from(physical);
+            let extent = &mut layer.extents[(run.logical + index) as usize];
+            if extent.physical == physical {
+                continue;
+            }
+            if extent.physical != NONE || self.owned.get(bit) {
+                return inconsistent(format!("extent {physical} would be owned twice by {run:?}"));
+            }
+            self.owned.set(bit..bit + 1, true);
+            extent.physical = physical;
+            extent.held = if run.is_held { Held::All } else { Held::Nothing };
+            layer.assigned += 1;
+        }
+        Ok(())
+    }
+
+    fn release(
+        &mut self,
+        layer: LayerId,
+        logical: u32,
+        count: u32,
+    ) -> Result<Vec<PhysicalRun>, Inconsistent> {
+        let layer = self.layer_mut(layer)?;
+        let end = u64::from(logical) + u64::from(count);
+        let Some(extents) = layer.extents.get_mut(logical as usize..to_usize(end)) else {
+            return inconsistent(format!("extents {logical} to {end} are past a layer's end"));
+        };
+        let mut freed = Vec::new();
+        for extent in extents {
+            freed.extend(extent.physical());
+            *extent = Extent::EMPTY;
+        }
+        layer.assigned -= u32::try_from(freed.len()).expect("at most count");
+        Ok(self.disown(freed.into_iter()))
+    }
+
+    /// The parts of a run of blocks in each extent: extent of the layer, and blocks within it.
+    fn split(pages: u64, blocks: Run) -> impl Iterator<Item = (u64, Range<u64>)> {
+        let end = blocks.first.saturating_add(blocks.count);
+        let mut at = blocks.first;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let extent = at / pages;
+            let until = end.min((extent + 1) * pages);
+            let within = at - extent * pages..until - extent * pages;
+            at = until;
+            Some((extent, within))
+        })
+    }
+
+    /// Marks blocks as held.
+    pub(super) fn hold(&mut self, layer: LayerId, blocks: Run) -> Result<(), Inconsistent> {
+        let pages = self.pages();
+        let layer = self.layer_mut(layer)?;
+        for (index, within) in Self::split(pages, blocks) {
+            match layer.extents.get_mut(to_usize(index)) {
+                Some(extent) if extent.physical != NONE => extent.held.set(within.clone(), true, pages),
+                _ => {
+                    return inconsistent(format!(
+                        "blocks of extent {index}, which is not there, are written"
+                    ));
+                }
+            }
+            let logical = u32::try_from(index).expect("looked up above");
+            if let Some(zeroed) = layer.zeroed.get_mut(&logical) {
+                zeroed.set(within, false, pages);
+                if zeroed.is_nothing() {
+                    layer.zeroed.remove(&logical);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, layer: LayerId, blocks: Run) -> Result<(), Inconsistent> {
+        let pages = self.pages();
+        let layer = self.layer_mut(layer)?;
+        let has_parent = layer.row.parent.is_some();
+        for (index, within) in Self::split(pages, blocks) {
+            let Some(extent) = layer.extents.get_mut(to_usize(index)) else {
+                return inconsistent(format!("blocks of extent {index}, past the end, are cleared"));
+            };
+            extent.held.set(within.clone(), false, pages);
+            if has_parent {
+                let logical = u32::try_from(index).expect("looked up above");
+                layer.zeroed.entry(logical).or_default().set(within, true, pages);
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_regions(&mut self, replica: Uuid, regions: &[Run], is_open: bool) -> Result<(), Inconsistent> {
+        let Some(replica) = self.replicas.get_mut(&replica) else {
+            return inconsistent(format!("regions of unknown replica {replica}"));
+        };
+        for run in regions {
+            match run.first.checked_add(run.count) {
+                Some(end) if end <= replica.open.len() => replica.open.set(run.first..end, is_open),
+                _ => {
+                    return inconsistent(format!(
+                        "regions {run:?} past the end of replica {}",
+                        replica.row.uuid
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where block `page` of a layer is read from, and how many blocks from it on lie alike, `count` at most.
+    pub(super) fn locate(&self, layer: LayerId, page: u64, count: u64) -> (Place, u64) {
+        let pages = self.pages();
+        let layer = &self.layers[&layer];
+        let (index, within) = (page / pages, page % pages);
+        let end = pages.min(within + count);
+        let Some(extent) = layer.extents.get(to_usize(index)) else { return (Place::Hole, count) };
+        let (is_held, until) = extent.held.run(within, end);
+        if is_held {
+            let offset = self.layout.extent_offset(extent.physical) + within * PAGE_BYTES;
+            return (Place::Disk(offset), until - within);
+        }
+        let Some(parent) = layer.row.parent else { return (Place::Hole, until - within) };
+        let logical = u32::try_from(index).expect("a layer has fewer extents");
+        let (is_zeroed, until) =
+            layer.zeroed.get(&logical).map_or((false, until), |zeroed| zeroed.run(within, until));
+        if is_zeroed {
+            return (Place::Hole, until - within);
+        }
+        self.locate(parent, page, until - within)
+    }
+
+    /// The extent of the disk behind an extent of a layer.
+    pub(super) fn physical(&self, layer: LayerId, logical: u32) -> Option<u32> {
+        self.layers[&layer].extents[logical as usize].physical()
+    }
+
+    /// As [`Self::physical`], for numbers that nobody has checked.
+    pub(super) fn physical_checked(&self, layer: LayerId, logical: u32) -> Option<u32> {
+        self.layers.get(&layer)?.extents.get(logical as usize)?.physical()
+    }
+
+    /// Which of a run of blocks the layer itself does not hold.
+    pub(super) fn missing(&self, layer: LayerId, blocks: Run) -> Vec<Run> {
+        let pages = self.pages();
+        let layer = &self.layers[&layer];
+        let mut missing: Vec<Run> = Vec::new();
+        for (index, within) in Self::split(pages, blocks) {
+            let held = &layer.extents[to_usize(index)].held;
+            let mut at = within.start;
+            while at < within.end {
+                let (is_held, until) = held.run(at, within.end);
+                if !is_held {
+                    let run = Run { first: index * pages + at, count: until - at };
+                    match missing.last_mut() {
+                        Some(last) if last.first + last.count == run.first => last.count += run.count,
+                        _ => missing.push(run),
+                    }
+                }
+                at = until;
+            }
+        }
+        missing
+    }
+
+    /// The extents that would hold nothing any more once these blocks are cleared, as runs; none in layers that keep
+    /// their extents.
+    pub(super) fn emptied_by(&self, layer: LayerId, blocks: Run) -> Vec<Run> {
+        let pages = self.pages();
+        let layer = &self.layers[&layer];
+        let mut emptied: Vec<Run> = Vec::new();
+        if layer.row.keeps_extents {
+            return emptied;
+        }
+        for (index, within) in Self::split(pages, blocks) {
+            let extent = &layer.extents[to_usize(index)];
+            let mut held = extent.held.clone();
+            held.set(within, false, pages);
+            if extent.physical == NONE || !held.is_nothing() {
+                continue;
+            }
+            match emptied.last_mut() {
+                Some(last) if last.first + last.count == index => last.count += 1,
+                _ => emptied.push(Run { first: index, count: 1 }),
+            }
+        }
+        emptied
+    }
+
+    /// What the tables may take of the room in a checkpoint.
+    pub(super) fn room_bytes(&self) -> u64 {
+        let replicas: u64 = self.replicas.values().map(|replica| room_of(&replica.row)).sum();
+        // Missed maps are in what is kept back for the replica.
+        let attributes = self.attributes.iter().filter(|(key, _)| key.purpose != attribute::MISSED);
+        replicas + attributes.map(|(_, value)| value.len() as u64 + ATTRIBUTE_OVERHEAD_BYTES).sum::<u64>()
+    }
+
+    /// Layers that no replica and no snapshot reaches: left by a crash in the middle of a create or delete, children
+    /// before their parents.
+    pub(super) fn orphans(&self) -> Vec<LayerId> {
+        let mut reached: std::collections::BTreeSet<LayerId> =
+            self.layers.values().filter(|layer| layer.row.is_frozen).map(|layer| layer.row.id).collect();
+        let mut heads: Vec<LayerId> = self.replicas.values().map(|replica| replica.row.layer).collect();
+        heads.extend(reached.iter().copied());
+        while let Some(id) = heads.pop() {
+            reached.insert(id);
+            heads.extend(self.layers.get(&id).and_then(|layer| layer.row.parent));
+        }
+        // A parent is always older than its child and so has the smaller id.
+        self.layers.keys().rev().filter(|id| !reached.contains(id)).copied().collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! The open regions of a replica (SAFETY D2).
+//!
+//! A region is durably open before the first data write into it, and stays open until the nexus closes it. A region
+//! into which a write is in flight is not closed. `ready` says which regions are durably open and not on their way to
+//! be closed: writes into those cost nothing here.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use uuid::Uuid;
+
+use crate::pool::PoolError;
+use crate::pool::bitmap::Bitmap;
+use crate::pool::core::Core;
+use crate::pool::record::{Change, Run};
+
+const REGION_BYTES_MIN: u64 = 64 << 10;
+const REGION_BYTES_MAX: u64 = 1 << 20;
+/// Up to this many regions they are made larger rather than more.
+const REGIONS_WANTED_MAX: u64 = 1 << 16;
+/// Runs of regions closed in one record.
+const RUNS_PER_RECORD: usize = 256;
+
+/// Bytes per region of a replica of this size.
+pub(super) fn region_bytes(len_bytes: u64) -> u32 {
+    let wanted = (len_bytes / REGIONS_WANTED_MAX).next_power_of_two();
+    u32::try_from(wanted.clamp(REGION_BYTES_MIN, REGION_BYTES_MAX)).expect("at most 1 MiB")
+}
+
+struct State {
+    ready: Bitmap,
+    next_write: u64,
+    /// Regions of the writes in flight, one entry per write.
+    writes: BTreeMap<u64, Range<u64>>,
+}
+
+pub(super) struct Regions {
+    region_bytes: u64,
+    state: Rc<RefCell<State>>,
+}
+
+/// A write in flight: its regions stay open as long as this lives.
+pub(super) struct OpenRegions {
+    state: Rc<RefCell<State>>,
+    write: u64,
+}
+
+impl Drop for OpenRegions {
+    fn drop(&mut self) {
+        self.state.borrow_mut().writes.remove(&self.write);
+    }
+}
+
+impl Regions {
+    /// The regions that `open` says are durably open.
+    pub(super) fn new(region_bytes: u32, open: Bitmap) -> Self {
+        let state = State { ready: open, next_write: 0, writes: BTreeMap::new() };
+        Self { region_bytes: u64::from(region_bytes), state: Rc::new(RefCell::new(state)) }
+    }
+
+    /// Makes sure that the regions of a byte range are durably open, and keeps them so while the guard lives.
+    pub(super) async fn open(
+        &self,
+        core: &Core,
+        replica: Uuid,
+        bytes: &Range<u64>,
+    ) -> Result<OpenRegions, PoolError> {
+        let regions = bytes.start / self.region_bytes..bytes.end.div_ceil(self.region_bytes);
+        let (guard, is_ready) = {
+            let mut state = self.state.borrow_mut();
+            let write = state.next_write;
+            state.next_write += 1;
+            state.writes.insert(write, regions.clone());
+            let is_ready = state.ready.find(regions.start, false).is_none_or(|at| at >= regions.end);
+            (OpenRegions { state: Rc::clone(&self.state), write }, is_ready)
+        };
+        if !is_ready {
+            let run = Run { first: regions.start, count: regions.end - regions.start };
+            core.commit_durable(vec![Change::RegionsOpened { replica, regions: vec![run] }]).await?;
+            // Nobody has closed them meanwhile: the guard is there.
+            self.state.borrow_mut().ready.set(regions, true);
+        }
+        Ok(guard)
+    }
+
+    /// Closes those of the regions into which no write is in flight, durably. Ascending, without repetition.
+    pub(super) async fn close(&self, core: &Core, replica: Uuid, regions: &[u64]) -> Result<(), PoolError> {
+        let mut rest = regions;
+        while !rest.is_empty() {
+            let mut runs: Vec<Run> = Vec::new();
+            {
+                // From here to the queue of the journal nothing is awaited: a write that comes later finds the region
+                // not ready, and its opening is queued behind this closing.
+                let mut state = self.state.borrow_mut();
+                while let Some((&region, later)) = rest.split_first() {
+                    let is_next = runs.last().is_some_and(|run| run.first + run.count == region);
+                    if !is_next && runs.len() == RUNS_PER_RECORD {
+                        break;
+                    }
+                    rest = later;
+                    let is_written = state.writes.values().any(|write| write.contains(&region));
+                    if is_written || region >= state.ready.len() {
+                        continue;
+                    }
+                    state.ready.set(region..region + 1, false);
+                    match runs.last_mut() {
+                        Some(run) if is_next => run.count += 1,
+                        _ => runs.push(Run { first: region, count: 1 }),
+                    }
+                }
+            }
+            if !runs.is_empty() {
+                core.commit_durable(vec![Change::RegionsClosed { replica, regions: runs }]).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_grow_with_the_replica_within_their_bounds() {
+        for (len, expected) in [
+            (1 << 20, 64 << 10),
+            (4 << 30, 64 << 10),
+            (8 << 30, 128 << 10),
+            (64 << 30, 1 << 20),
+            (16_u64 << 40, 1 << 20),
+        ] {
+            assert_eq!(region_bytes(len), expected, "{len} bytes");
+        }
+    }
+}
