@@ -158,7 +158,7 @@ impl<T> Sender<T> {
 
     /// Puts a message in, waiting for room. Cancel safe: the message of a dropped call was not accepted.
     pub async fn send(&self, message: T) -> Result<(), Closed<T>> {
-        Send { sender: self, message: Some(message), turn: None }.await
+        Sending { sender: self, message: Some(message), turn: None }.await
     }
 
     /// Whether the receiver is gone.
@@ -194,16 +194,16 @@ impl<T> fmt::Debug for Sender<T> {
 }
 
 /// The future of [`Sender::send`].
-struct Send<'a, T> {
+struct Sending<'a, T> {
     sender: &'a Sender<T>,
     message: Option<T>,
     turn: Option<u64>,
 }
 
 // Nothing points into the future itself.
-impl<T> Unpin for Send<'_, T> {}
+impl<T> Unpin for Sending<'_, T> {}
 
-impl<T> Future for Send<'_, T> {
+impl<T> Future for Sending<'_, T> {
     type Output = Result<(), Closed<T>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -246,7 +246,7 @@ impl<T> Future for Send<'_, T> {
     }
 }
 
-impl<T> Drop for Send<'_, T> {
+impl<T> Drop for Sending<'_, T> {
     fn drop(&mut self) {
         let Some(turn) = self.turn else { return };
         let was_woken = {

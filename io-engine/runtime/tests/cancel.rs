@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use runtime::{IoBuf, IoBytes, TcpListener, TcpStream};
+use runtime::{File, IoBuf, IoBytes, OpenOptions, TcpListener, TcpStream};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -202,6 +202,32 @@ fn the_end_of_a_shard_waits_for_the_kernel() {
     assert!(dropped.get(), "tasks are dropped with their shard");
     assert!(witness.is_released());
     drop(peer);
+}
+
+/// A future that outlives its shard is cancelled with it, and what it holds is dropped with it, later.
+#[test]
+fn a_future_that_outlives_its_shard_is_cancelled() {
+    let (buf, mut witness) = witnessed(4096);
+    let (future, peer) = runtime::block_on(async {
+        let (stream, peer) = connection().await;
+        let mut future = Box::pin(async move { stream.recv(buf).await.0 });
+        start(future.as_mut(), 2).await;
+        (future, peer)
+    });
+    assert!(!witness.is_released());
+    drop(future);
+    assert!(witness.is_released());
+    drop(peer);
+}
+
+#[test]
+#[should_panic(expected = "after its shard had ended")]
+fn a_file_of_an_ended_shard_is_refused_and_does_not_hang() {
+    let file = runtime::block_on(async {
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        File::open("/proc/self/exe", &options).await.unwrap()
+    });
+    runtime::block_on(file.read_at(IoBuf::zeroed(4), 0)).0.unwrap();
 }
 
 struct SetOnDrop(Rc<Cell<bool>>);

@@ -160,6 +160,11 @@ impl Slot {
         self.held.release(result);
     }
 
+    /// Whether the kernel is done with it.
+    pub(crate) fn is_completed(&self) -> bool {
+        matches!(self.state, State::Completed(_))
+    }
+
     /// The result and the data, if it has completed; else the waker is noted.
     fn poll(&mut self, waker: &Waker) -> Option<i32> {
         match &mut self.state {

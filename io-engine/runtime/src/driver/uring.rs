@@ -55,6 +55,8 @@ pub(crate) struct Uring {
     /// Eight bytes that the kernel writes when the bell rings. Boxed: they do not move with us.
     bell_count: RefCell<Box<u64>>,
     is_bell_armed: Cell<bool>,
+    /// The shard is ending or has ended: nothing enters the ring for new operations any more.
+    is_ended: Cell<bool>,
     spin: Duration,
     boot_id: [u8; 16],
     /// Reused from turn to turn.
@@ -73,6 +75,7 @@ impl Uring {
             remote,
             bell_count: RefCell::default(),
             is_bell_armed: Cell::new(false),
+            is_ended: Cell::new(false),
             spin,
             boot_id,
             woken: RefCell::default(),
@@ -89,6 +92,7 @@ impl Uring {
     /// Every pointer in `entry` points into heap memory owned by `held`, with the length and mutability that the
     /// operation needs, and its descriptor is the one in `held`.
     unsafe fn submit(self: &Rc<Self>, entry: Entry, held: Held) -> Op {
+        assert!(!self.is_ended.get(), "a file or socket was used after its shard had ended");
         let key = self.slots.borrow_mut().insert(Slot::new(held));
         // SAFETY: by the contract of this function the memory lives in the slot, which is freed only after the
         // completion (`reap`, `Op`) or never (`drain`).
@@ -262,11 +266,16 @@ impl Uring {
     /// The shard ends: waits until the kernel is done with every operation. Called when all tasks have been dropped.
     pub(crate) fn drain(&self) {
         let end = Instant::of_kernel() + DRAIN_LIMIT;
-        if self.is_bell_armed.get() {
+        self.is_ended.set(true);
+        let is_busy = |slots: &Slab<Slot>| slots.iter().any(|(_, slot)| !slot.is_completed());
+        // Orphans have been cancelled; a future that outlives its shard has not.
+        let mut targets: Vec<u64> = self.slots.borrow().iter().map(|(key, _)| key as u64).collect();
+        targets.extend(self.is_bell_armed.get().then_some(BELL));
+        for target in targets {
             // SAFETY: a cancellation points to nothing.
-            unsafe { self.push(&opcode::AsyncCancel::new(BELL).build().user_data(NO_ONE)) };
+            unsafe { self.push(&opcode::AsyncCancel::new(target).build().user_data(NO_ONE)) };
         }
-        while !self.slots.borrow().is_empty() || self.is_bell_armed.get() {
+        while is_busy(&self.slots.borrow()) || self.is_bell_armed.get() {
             if Instant::of_kernel() >= end {
                 // The kernel may still write into these buffers: they are never freed.
                 std::mem::forget(self.slots.take());
