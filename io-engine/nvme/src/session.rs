@@ -21,7 +21,19 @@ pub use host::{HostEvent, HostSession};
 pub use phase::Phase;
 pub use target::{TargetEvent, TargetSession};
 
+use crate::outbox::Tag;
 use crate::pdu::FatalError;
+
+/// Data that the driver may receive right into a command's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingData {
+    /// The command.
+    pub tag: Tag,
+    /// Offset in its data.
+    pub offset: u32,
+    /// Bytes of the current PDU that are still to come.
+    pub len: u32,
+}
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,9 +20,6 @@ pub mod opcode {
     pub const ALLOCATED: u8 = 0xD6;
 }
 
-/// The replica has joined a later membership, or another one of the same counter. Status code type 7h, code 80h.
-pub const STATUS_EPOCH_REFUSED: u16 = 0x780;
-
 /// Bytes of Join's data.
 pub const JOIN_BYTES: usize = 48;
 /// Bytes of a report before its list of regions.

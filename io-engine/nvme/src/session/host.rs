@@ -8,6 +8,7 @@ use crate::pdu::{
     DataTransfer, Digests, FatalError, InitializeRequest, InitializeResponse, Pdu, PduType, ReadyToTransfer,
     TerminateRequest,
 };
+use crate::session::PendingData;
 use crate::session::SessionError;
 use crate::session::phase::{Happening, Phase};
 use crate::session::target::ADMIN_CAPSULE_DATA_BYTES;
@@ -184,6 +185,14 @@ impl HostSession {
     /// What there is to send; the driver clears it when it has taken all.
     pub fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
+    }
+
+    /// Data that comes next, if it does.
+    pub fn pending_data(&mut self) -> Option<PendingData> {
+        let len = self.framer.data_left();
+        let (tag, _) = self.current.filter(|_| len > 0)?;
+        let offset = self.commands.get_mut(tag)?.progress.moved;
+        Some(PendingData { tag, offset, len })
     }
 
     /// Bytes of in-capsule data that the controller takes on this queue: for I/O queues what IOCCSZ said.

@@ -8,9 +8,9 @@ use crate::pdu::{
     DataTransfer, Digests, FatalError, InitializeRequest, InitializeResponse, Pdu, PduType, ReadyToTransfer,
     TerminateRequest,
 };
-use crate::session::SessionError;
 use crate::session::phase::{Happening, Phase};
 use crate::session::transfer::{Progress, Slots};
+use crate::session::{PendingData, SessionError};
 use crate::sgl::Sgl;
 use crate::status::Status;
 
@@ -112,17 +112,6 @@ pub enum TargetEvent<'a> {
     },
     /// The session has ended: send the outbox and close.
     Ended(SessionError),
-}
-
-/// Data that the driver may receive right into a command's buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PendingData {
-    /// The command.
-    pub tag: Tag,
-    /// Offset in its data.
-    pub offset: u32,
-    /// Bytes of the current PDU that are still to come.
-    pub len: u32,
 }
 
 #[derive(Debug)]
