@@ -1,0 +1,133 @@
+//! What a namespace shows: the seam between the target and what it exports.
+//!
+//! A replica is exported with its membership calls, so that a nexus on another node can use it; whatever has none
+//! answers them with [`ErrorKind::Unsupported`](crate::block::ErrorKind::Unsupported). Dispatch is static: a target is
+//! made for one type of export, and [`Exported`] is the engine's.
+
+use std::ops::Range;
+
+use runtime::{IoBuf, IoBytes};
+use uuid::Uuid;
+
+use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
+use crate::member::{Epoch, Member, MemberReport};
+
+/// A device that can be a namespace. Clones are handles to the same device.
+pub trait Export: BlockDevice + Member + Clone + 'static {}
+
+impl<T: BlockDevice + Member + Clone + 'static> Export for T {}
+
+/// Whatever has no membership: a plain device as a namespace.
+#[derive(Clone)]
+pub struct Plain<D>(pub D);
+
+impl<D: BlockDevice> BlockDevice for Plain<D> {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
+        self.0.read(lba, buf).await
+    }
+
+    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+        self.0.write(lba, data, options).await
+    }
+
+    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+        self.0.write_zeroes(range, options).await
+    }
+
+    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+        self.0.unmap(range).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.0.flush().await
+    }
+}
+
+fn no_member() -> BlockError {
+    BlockError::new(ErrorKind::Unsupported, "the device is no replica")
+}
+
+impl<D> Member for Plain<D> {
+    async fn report(&self) -> Result<MemberReport, BlockError> {
+        Err(no_member())
+    }
+
+    async fn join(&self, _: Uuid, _: Epoch, _: bool) -> Result<(), BlockError> {
+        Err(no_member())
+    }
+
+    async fn close_regions(&self, _: &[u64]) -> Result<(), BlockError> {
+        Err(no_member())
+    }
+
+    async fn allocated(&self, _: Range<u64>, _: usize) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
+        Err(no_member())
+    }
+}
+
+/// Everything that the engine exports.
+#[derive(Clone)]
+pub enum Exported {
+    /// A base device.
+    Base(Plain<BaseDevice>),
+}
+
+macro_rules! on_export {
+    ($self:expr, $export:ident => $call:expr) => {
+        match $self {
+            Exported::Base($export) => $call,
+        }
+    };
+}
+
+impl BlockDevice for Exported {
+    fn geometry(&self) -> Geometry {
+        on_export!(self, export => export.geometry())
+    }
+
+    async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
+        on_export!(self, export => export.read(lba, buf).await)
+    }
+
+    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+        on_export!(self, export => export.write(lba, data, options).await)
+    }
+
+    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+        on_export!(self, export => export.write_zeroes(range, options).await)
+    }
+
+    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+        on_export!(self, export => export.unmap(range).await)
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        on_export!(self, export => export.flush().await)
+    }
+}
+
+impl Member for Exported {
+    async fn report(&self) -> Result<MemberReport, BlockError> {
+        on_export!(self, export => export.report().await)
+    }
+
+    async fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
+        on_export!(self, export => export.join(volume, epoch, caught_up).await)
+    }
+
+    async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
+        on_export!(self, export => export.close_regions(regions).await)
+    }
+
+    async fn allocated(
+        &self,
+        within: Range<u64>,
+        runs_max: usize,
+    ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
+        on_export!(self, export => export.allocated(within, runs_max).await)
+    }
+}
