@@ -4,49 +4,16 @@
 //! One turns into the other without a copy: [`IoBuf::freeze`], [`IoBytes::try_into_buf`]. Parts of one allocation can
 //! be taken apart ([`IoBuf::split_off`]) for several requests and put together again ([`IoBuf::join`]).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use std::ptr::NonNull;
 use std::sync::Arc;
+
+use allocation::Allocation;
+
+mod allocation;
 
 /// Alignment of a buffer's first byte: what `O_DIRECT` asks of 4 KiB devices.
 pub const BUFFER_ALIGNMENT: usize = 4096;
-/// Buffers shorter than a sector cannot take part in direct I/O. They are protocol headers, many and short-lived, and a
-/// page each would cost more than they hold.
-const SMALL_LEN: usize = 512;
-const SMALL_ALIGNMENT: usize = 16;
-
-/// The memory behind one or more buffers.
-struct Allocation {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the allocation is plain memory; access goes through `IoBuf` (one owner per byte range) or `IoBytes` (shared,
-// read-only), which keep the aliasing rules over threads too.
-unsafe impl Send for Allocation {}
-// SAFETY: as above; no method of `Allocation` reads or writes the memory.
-unsafe impl Sync for Allocation {}
-
-impl Allocation {
-    fn zeroed(len: usize) -> Self {
-        let alignment = if len < SMALL_LEN { SMALL_ALIGNMENT } else { BUFFER_ALIGNMENT };
-        let layout =
-            Layout::from_size_align(len.max(1), alignment).expect("buffer lengths stay far below isize::MAX");
-        // SAFETY: the layout's size is at least one.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        // SAFETY: `start` was allocated with this very layout, and the last owner is gone.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
 
 /// A buffer with one owner, aligned to [`BUFFER_ALIGNMENT`] unless it has less than 512 bytes or was split off at an odd
 /// place.
@@ -63,9 +30,15 @@ impl IoBuf {
         Self { allocation: Arc::new(Allocation::zeroed(len)), offset: 0, len }
     }
 
+    /// A buffer of `len` bytes that hold zeroes or what an earlier buffer of this thread has left: for reads and receives,
+    /// which give back only what they have filled. Never let more of it out than was filled.
+    pub fn recycled(len: usize) -> Self {
+        Self { allocation: Arc::new(Allocation::recycled(len)), offset: 0, len }
+    }
+
     /// A buffer with a copy of `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Self {
-        let mut buf = Self::zeroed(bytes.len());
+        let mut buf = Self::recycled(bytes.len());
         buf.copy_from_slice(bytes);
         buf
     }
@@ -114,16 +87,16 @@ impl Deref for IoBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies within the allocation, was zeroed when allocated, and by the invariant nobody else
+        // SAFETY: the range lies within the allocation, was initialised when allocated, and by the invariant nobody else
         // covers it.
-        unsafe { std::slice::from_raw_parts(self.allocation.start.as_ptr().add(self.offset), self.len) }
+        unsafe { std::slice::from_raw_parts(self.allocation.start().add(self.offset), self.len) }
     }
 }
 
 impl DerefMut for IoBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; `&mut self` makes this the only access through this owner.
-        unsafe { std::slice::from_raw_parts_mut(self.allocation.start.as_ptr().add(self.offset), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.allocation.start().add(self.offset), self.len) }
     }
 }
 
@@ -177,7 +150,7 @@ impl Deref for IoBytes {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the range lies within the allocation, and by the invariant nobody may write into it.
-        unsafe { std::slice::from_raw_parts(self.allocation.start.as_ptr().add(self.offset), self.len) }
+        unsafe { std::slice::from_raw_parts(self.allocation.start().add(self.offset), self.len) }
     }
 }
 

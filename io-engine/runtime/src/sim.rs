@@ -219,6 +219,11 @@ impl SimHandle {
         self.world.with(|state| state.heal_partition(a.0, b.0));
     }
 
+    /// Breaks all connections between two nodes once; new ones can be made at once.
+    pub fn reset_connections(&self, a: NodeId, b: NodeId) {
+        self.world.with(|state| state.reset_between(a.0, b.0));
+    }
+
     /// How long a segment takes between nodes from now on.
     pub fn set_network_delay(&self, delay: Range<Duration>) {
         self.world.with(|state| state.set_network_delay(delay));

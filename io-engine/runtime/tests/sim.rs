@@ -263,6 +263,17 @@ fn a_killed_process_resets_its_connections_and_serves_again_when_started() {
     assert_eq!(sim.block_on(a, echo(&stream, b"again")).unwrap(), b"again");
 }
 
+#[test]
+fn broken_connections_are_seen_at_both_ends_and_made_again() {
+    let (sim, a, b) = two_nodes(3);
+    sim.spawn(b, serve_echo());
+    let stream = sim.block_on(a, TcpStream::connect(echo_address())).unwrap();
+    sim.reset_connections(b, a);
+    assert_eq!(sim.block_on(a, echo(&stream, b"lost")).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let stream = sim.block_on(a, TcpStream::connect(echo_address())).unwrap();
+    assert_eq!(sim.block_on(a, echo(&stream, b"again")).unwrap(), b"again");
+}
+
 /// Who wants to know whether a machine still stands must probe it and set a deadline.
 #[test]
 fn a_power_loss_is_silent_to_peers_until_the_machine_is_back() {

@@ -132,6 +132,22 @@ impl State {
         self.send_again();
     }
 
+    /// Something between the nodes breaks every connection they have: both ends see a reset.
+    pub(crate) fn reset_between(&mut self, a: NodeIndex, b: NodeIndex) {
+        self.trace.record(Mark::Fault, &[a as u64, b as u64]);
+        let ends = |endpoint: &Endpoint| pair(endpoint.node, endpoint.remote_node) == pair(a, b);
+        let numbers: Vec<u64> = self
+            .network
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| ends(endpoint))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in numbers {
+            self.end_endpoint(number);
+        }
+    }
+
     /// Sends on their way what a silence has held.
     pub(crate) fn send_again(&mut self) {
         let numbers: Vec<u64> = self.network.endpoints.keys().copied().collect();
