@@ -8,9 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod device;
 pub mod initiator;
 pub mod member;
 pub mod nexus;
+pub mod pool;
 pub mod record;
+pub mod replica;
 pub mod target;
 mod transport;
