@@ -34,6 +34,19 @@ test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_h
 	cargo build --workspace --bins --tests
 	cargo nextest run $(TESTS)
 	cargo test --workspace --doc --quiet
+	@$(MAKE) --no-print-directory loom
+
+.PHONY: loom
+loom: setup ## Try every interleaving of what threads share (loom); a part of test
+	@# A build of its own beside the usual one: the flag is for every crate.
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/loom" \
+		cargo test --release --quiet -p runtime --test mailbox
+
+# How long each fuzz target runs.
+SECONDS_EACH ?= 60
+.PHONY: fuzz
+fuzz: setup ## Feed random bytes to the parsers, SECONDS_EACH=60 for each target
+	@e2e/setup/fuzz.sh $(SECONDS_EACH)
 
 .PHONY: lint
 lint: setup ## Check format, clippy, licences (with cargo-deny, where it is installed) and generated files
