@@ -13,6 +13,7 @@ pub mod initiator;
 pub mod member;
 pub mod nexus;
 pub mod pool;
+pub mod rebuild;
 pub mod record;
 pub mod replica;
 pub mod target;

@@ -7,7 +7,7 @@
 //!    (Admitted) |  ^--Returned---|                  |                     |
 //!               |                |                  |              Reopened (from Faulted, Closed)
 //!               +--Failed(r)-----+---> Faulting(r) <+--Failed(r)
-//!                                          |
+//!                                          |  (Reprieved, as the last member: back to InSync)
 //!                                       Recorded  (the record in the store says so: only now may a write
 //!                                          v       that this child lacks be acknowledged, SAFETY D5)
 //!                                      Faulted(r) --Left--> Closed
@@ -83,6 +83,8 @@ pub enum ChildEvent {
     Failed(FaultReason),
     /// The record says that it is not a member.
     Recorded,
+    /// It is the last member: the record will not say so, and what it lacks is sent to it again.
+    Reprieved,
     /// It is opened again.
     Reopened,
     /// It was taken out.
@@ -102,6 +104,7 @@ impl ChildState {
             (S::Silent, E::Returned) => Some(S::InSync),
             (S::InSync | S::Silent | S::Rebuilding, E::Failed(reason)) => Some(S::Faulting(reason)),
             (S::Faulting(reason), E::Recorded) => Some(S::Faulted(reason)),
+            (S::Faulting(_), E::Reprieved) => Some(S::InSync),
             (S::Faulted(_) | S::Closed, E::Reopened) => Some(S::Opening),
             (S::Opening | S::Faulted(_), E::Left) => Some(S::Closed),
             _ => None,
@@ -150,7 +153,7 @@ mod tests {
         ChildState::Faulted(R),
         ChildState::Closed,
     ];
-    const EVENTS: [ChildEvent; 9] = [
+    const EVENTS: [ChildEvent; 10] = [
         ChildEvent::Admitted,
         ChildEvent::Joined,
         ChildEvent::OpenFailed(R),
@@ -158,6 +161,7 @@ mod tests {
         ChildEvent::Returned,
         ChildEvent::Failed(R),
         ChildEvent::Recorded,
+        ChildEvent::Reprieved,
         ChildEvent::Reopened,
         ChildEvent::Left,
     ];
@@ -186,6 +190,7 @@ mod tests {
              Rebuilding --Admitted--> InSync\n\
              Rebuilding --Failed--> Faulting\n\
              Faulting --Recorded--> Faulted\n\
+             Faulting --Reprieved--> InSync\n\
              Faulted --Reopened--> Opening\n\
              Faulted --Left--> Closed\n\
              Closed --Reopened--> Opening\n"

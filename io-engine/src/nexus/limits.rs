@@ -68,3 +68,6 @@ pub const RECONCILE_COPIES: usize = 4;
 
 /// Finished rebuilds remembered per nexus.
 pub const HISTORY_MAX: usize = 64;
+
+/// A rebuild waits while so many regions are open, so that host writes never meet the replicas' bound because of it.
+pub const REBUILD_REGIONS_MAX: usize = 512;

@@ -19,6 +19,11 @@ pub fn merge(ranges: impl IntoIterator<Item = Range<u64>>) -> Spans {
     merged
 }
 
+/// A single range.
+pub fn one(range: Range<u64>) -> Spans {
+    merge(std::iter::once(range))
+}
+
 /// The parts of `within` that `spans` covers.
 pub fn intersect(spans: &[Range<u64>], within: &Range<u64>) -> Spans {
     spans

@@ -1,0 +1,221 @@
+//! Regions that may differ between the members: copied from one source before anybody reads or writes them.
+//!
+//! After an unclean end every member has every acknowledged write, and they may differ in open regions. Each access to
+//! such a region waits until it was copied; wanted regions are copied first (SAFETY D3).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::rc::Rc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use uuid::Uuid;
+
+use crate::block::{BlockError, LbaRange, WriteOptions};
+use crate::member::Member;
+use crate::nexus::Inner;
+use crate::nexus::child::{Answer, Child, Parts, is_loss};
+use crate::nexus::child_state::ChildState;
+use crate::nexus::layout::DATA_OFFSET_BYTES;
+use crate::nexus::limits;
+use crate::nexus::reconcile::Plan;
+use crate::nexus::tally;
+use crate::nexus::write::{LegEnd, Mirrored, leg};
+
+/// The regions that are not copied yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced {
+    pending: BTreeSet<u64>,
+    copying: BTreeSet<u64>,
+    wanted: VecDeque<u64>,
+    source: Uuid,
+    is_running: bool,
+}
+
+impl Unsynced {
+    fn touches(&self, regions: Range<u64>) -> bool {
+        self.pending.range(regions.clone()).next().is_some() || self.copying.range(regions).next().is_some()
+    }
+
+    fn want(&mut self, regions: Range<u64>) {
+        let wanted: Vec<_> = self.pending.range(regions).copied().collect();
+        for region in wanted {
+            if !self.wanted.contains(&region) {
+                self.wanted.push_back(region);
+            }
+        }
+    }
+
+    /// The next region to copy: one that somebody waits for, else the lowest.
+    fn take(&mut self) -> Option<u64> {
+        while let Some(wanted) = self.wanted.pop_front() {
+            if self.pending.remove(&wanted) {
+                self.copying.insert(wanted);
+                return Some(wanted);
+            }
+        }
+        let next = self.pending.pop_first()?;
+        self.copying.insert(next);
+        Some(next)
+    }
+
+    /// Regions left.
+    pub(crate) fn len(&self) -> usize {
+        self.pending.len() + self.copying.len()
+    }
+}
+
+impl<P: Parts> Inner<P> {
+    /// Takes the open regions that a plan found: to be copied where there are several members, then closed.
+    pub(crate) fn open_regions_found(self: &Rc<Self>, plan: &Plan) {
+        let end = self.geometry().len_bytes();
+        let touched: BTreeSet<u64> = {
+            let regions = self.regions.borrow();
+            plan.open
+                .iter()
+                .map(|span| {
+                    span.start.saturating_sub(DATA_OFFSET_BYTES)
+                        ..span.end.saturating_sub(DATA_OFFSET_BYTES).min(end)
+                })
+                .filter(|span| span.start < span.end)
+                .flat_map(|span| regions.touched(&span))
+                .collect()
+        };
+        if plan.members.len() < 2 {
+            let mut regions = self.regions.borrow_mut();
+            for region in touched {
+                regions.note_open(region);
+            }
+            self.wake_ticker();
+            return;
+        }
+        let mut unsynced = self.unsynced.borrow_mut();
+        unsynced.source = plan.source;
+        unsynced.pending.extend(touched);
+        if unsynced.is_running {
+            return;
+        }
+        unsynced.is_running = true;
+        let nexus = Rc::clone(self);
+        self.spawn(async move { nexus.sync().await });
+    }
+
+    /// Waits until no region of these bytes may differ between the members.
+    pub(crate) async fn synced(&self, bytes: &Range<u64>) {
+        loop {
+            let progress = self.sync_progress.notified();
+            {
+                let touched = self.regions.borrow().touched(bytes);
+                let mut unsynced = self.unsynced.borrow_mut();
+                if !unsynced.touches(touched.clone()) {
+                    return;
+                }
+                unsynced.want(touched);
+            }
+            progress.await;
+        }
+    }
+
+    async fn sync(self: &Rc<Self>) {
+        let total = self.unsynced.borrow().len();
+        tracing::info!(nexus.id = %self.uuid, regions = total, "copying regions left open");
+        let mut copies = FuturesUnordered::new();
+        loop {
+            while copies.len() < limits::RECONCILE_COPIES {
+                let Some(region) = self.unsynced.borrow_mut().take() else { break };
+                let nexus = Rc::clone(self);
+                copies.push(async move {
+                    nexus.sync_region(region).await;
+                    region
+                });
+            }
+            let Some(done) = copies.next().await else { break };
+            self.unsynced.borrow_mut().copying.remove(&done);
+            self.regions.borrow_mut().note_open(done);
+            self.wake_ticker();
+            self.sync_progress.notify_waiters();
+        }
+        self.unsynced.borrow_mut().is_running = false;
+        tracing::info!(nexus.id = %self.uuid, regions = total, "regions left open are equal on all members");
+        self.note_caught_up().await;
+    }
+
+    /// Members that all had lost power are equal now: they may forget that they lost it.
+    async fn note_caught_up(self: &Rc<Self>) {
+        let epoch = self.record.borrow().epoch();
+        let volume = self.volume;
+        for child in self.in_sync() {
+            if !child.has_lost_power.get() || child.joined.get() != epoch.counter {
+                continue;
+            }
+            self.wake_ticker();
+            match child.command(move |device| async move { device.join(volume, epoch, true).await }).await {
+                Answer::Done(()) => child.has_lost_power.set(false),
+                Answer::Failed(error) if is_loss(error.kind()) => self.lost(&child),
+                Answer::Failed(_) | Answer::Left => {}
+            }
+        }
+    }
+
+    async fn sync_region(self: &Rc<Self>, region: u64) {
+        let bytes = {
+            let of_region = self.regions.borrow().bytes_of(region);
+            of_region.start..of_region.end.min(self.geometry().len_bytes())
+        };
+        let range = self.blocks_of(&bytes);
+        let _guard = self.lock.lock(range).await;
+        let preferred = self.unsynced.borrow().source;
+        let Some((source, data)) = self.read_from_source(preferred, range).await else {
+            tracing::error!(nexus.id = %self.uuid, region, "no member can read an open region: left as it is");
+            return;
+        };
+        let targets: Vec<_> =
+            self.members_held().into_iter().filter(|child| !Rc::ptr_eq(child, &source)).collect();
+        let command = Mirrored::Write { lba: range.start(), data, options: WriteOptions::default() };
+        futures::future::join_all(targets.iter().map(|child| async {
+            match leg(self, child, &command).await {
+                LegEnd::Done | LegEnd::Gone(_) => {}
+                LegEnd::Failed(error) => self.fail(child, tally::fault_reason(error.kind())),
+            }
+        }))
+        .await;
+    }
+
+    /// Reads a range from `preferred`, or, once that is gone or cannot read it, from any other member. `None`: every
+    /// member answered that it cannot.
+    pub(crate) async fn read_from_source(
+        self: &Rc<Self>,
+        preferred: Uuid,
+        range: LbaRange,
+    ) -> Option<(Rc<Child<P::Device>>, runtime::IoBytes)> {
+        let mut failed: Vec<(Rc<Child<P::Device>>, BlockError)> = Vec::new();
+        loop {
+            let changed = self.changes_of_state();
+            let is_untried =
+                |child: &Rc<Child<P::Device>>| !failed.iter().any(|(bad, _)| Rc::ptr_eq(bad, child));
+            let members = self.members_held();
+            let favourite =
+                members.iter().find(|child| child.replica == preferred && is_untried(child)).cloned();
+            let source = match favourite {
+                Some(child) if child.state() == ChildState::InSync => Some(child),
+                // It may return within its window.
+                Some(_) => None,
+                None => self.in_sync().into_iter().find(|child| is_untried(child)),
+            };
+            let Some(source) = source else {
+                let is_everybody_asked = members.iter().all(|child| !is_untried(child));
+                if is_everybody_asked && !members.is_empty() {
+                    return None;
+                }
+                changed.await;
+                continue;
+            };
+            match self.read_child(&source, range).await {
+                Answer::Done(buf) => return Some((source, buf.freeze())),
+                Answer::Failed(error) if is_loss(error.kind()) => self.lost(&source),
+                Answer::Failed(error) => failed.push((source, error)),
+                Answer::Left => {}
+            }
+        }
+    }
+}
