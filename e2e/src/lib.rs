@@ -10,6 +10,7 @@
 //! Etcd        the registry's store, to be killed, frozen and wiped
 //! Cluster     a Kubernetes: an API server of our own, or a scratch cluster that the user names
 //! Kubectl     what a user types
+//! Lab         all of it, and the product's own processes: engines on their nodes, operators
 //! ```
 //!
 //! Absent on purpose: anything that skips. A part that cannot be had is an error that says how to get it.
@@ -20,6 +21,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod guest;
 pub mod kubectl;
+pub mod lab;
 pub mod netns;
 pub mod place;
 pub mod ports;

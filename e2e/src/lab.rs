@@ -1,0 +1,167 @@
+//! The whole product on one machine.
+//!
+//! ```text
+//!   hub   etcd (registry and nexus records), API server, operators, the harness
+//!   n1..  io-engine on a node of its own, with a disk          host1..  Linux hosts
+//! ```
+//!
+//! A lab is put together from parts, so that a story starts only what it is about.
+
+pub mod engine;
+pub mod operator;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+pub use engine::{EngineNode, Surroundings};
+pub use operator::OperatorNode;
+
+use crate::cluster::Cluster;
+use crate::etcd::Etcd;
+use crate::netns::{HUB_ADDRESS, Net, Peer};
+use crate::place::Place;
+use crate::process::Processes;
+use crate::run_dir::RunDir;
+use crate::vm::{BootOptions, LinuxHost};
+
+/// Where our resources live in Kubernetes.
+pub const NAMESPACE: &str = "mayastor";
+
+/// What a story starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// Engines, each on a node of its own.
+    pub engines: u8,
+    /// Linux hosts.
+    pub hosts: u8,
+    /// Operators, of which one leads; none: engines are driven by hand.
+    pub operators: u8,
+    /// A Kubernetes with our kinds.
+    pub kubernetes: bool,
+}
+
+/// The running parts. Dropped from the top: first who uses, then who is used.
+pub struct Lab {
+    /// Linux hosts, in order.
+    pub hosts: Vec<LinuxHost>,
+    /// Operators, in order.
+    pub operators: Vec<OperatorNode>,
+    /// Nodes with engines, in order: `engines[0]` is `node-1`.
+    pub engines: Vec<EngineNode>,
+    /// The store of registry and records.
+    pub etcd: Etcd,
+    /// Kubernetes.
+    pub cluster: Option<Cluster>,
+    /// Everything that runs.
+    pub processes: Processes,
+    /// The network.
+    pub net: Net,
+    /// Files and logs.
+    pub run: RunDir,
+}
+
+impl Lab {
+    /// Makes the network, moves the calling thread to its hub, and starts etcd; nothing else yet. Call it on a
+    /// runtime of one thread.
+    pub async fn prepare(name: &str, parts: Parts) -> Result<Self> {
+        let run = RunDir::new(name)?;
+        let net = Net::create(parts.engines, parts.hosts)?;
+        net.enter(Peer::Hub)?;
+        let processes = Processes::start(&run.path().join("logs"))?;
+        let etcd = Etcd::start(&processes, run.path(), "etcd", Place::at(HUB_ADDRESS.into())).await?;
+        Ok(Self {
+            hosts: Vec::new(),
+            operators: Vec::new(),
+            engines: Vec::new(),
+            etcd,
+            cluster: None,
+            processes,
+            net,
+            run,
+        })
+    }
+
+    /// Starts all parts, in the order in which they need each other.
+    pub async fn start(name: &str, parts: Parts) -> Result<Self> {
+        let mut lab = Self::prepare(name, parts).await?;
+        if parts.kubernetes {
+            lab.start_kubernetes().await?;
+        }
+        lab.start_operators(parts.operators).await?;
+        lab.start_engines(parts.engines).await?;
+        for number in 1..=parts.hosts {
+            lab.boot_host(BootOptions { number, ..BootOptions::default() }).await?;
+        }
+        Ok(lab)
+    }
+
+    /// An API server with our kinds and our namespace.
+    pub async fn start_kubernetes(&mut self) -> Result<()> {
+        let place = Place::at(HUB_ADDRESS.into());
+        let cluster = Cluster::start(&self.processes, self.run.path(), place).await?;
+        cluster.apply_definitions().await?;
+        cluster.create_namespace(NAMESPACE).await?;
+        self.cluster = Some(cluster);
+        Ok(())
+    }
+
+    /// Operators; returns when the first leads.
+    pub async fn start_operators(&mut self, count: u8) -> Result<()> {
+        for number in 1..=count {
+            let kubeconfig = self.cluster.as_ref().map(|cluster| cluster.kubeconfig().to_owned());
+            let mut operator = OperatorNode::new(number, &self.etcd.endpoint(), kubeconfig.as_deref())?;
+            operator.launch(&self.processes)?;
+            if number == 1 {
+                operator.wait_leading().await?;
+            }
+            self.operators.push(operator);
+        }
+        Ok(())
+    }
+
+    /// Engines, each with an empty disk; with operators, returns when all are online there.
+    pub async fn start_engines(&mut self, count: u8) -> Result<()> {
+        let registrations: Vec<_> = self.operators.iter().map(OperatorNode::registration).collect();
+        let surroundings = Surroundings {
+            registration: (!registrations.is_empty()).then(|| registrations.join(",")),
+            etcd: Some(self.etcd.endpoint()),
+        };
+        for number in 1..=count {
+            let mut node = EngineNode::new(self.run.path(), number, surroundings.clone())?;
+            node.start(&self.processes, &self.net).await?;
+            self.engines.push(node);
+        }
+        if let Some(operator) = self.operators.first() {
+            operator.wait_nodes(usize::from(count)).await?;
+        }
+        Ok(())
+    }
+
+    /// A Linux host.
+    pub async fn boot_host(&mut self, options: BootOptions) -> Result<()> {
+        self.hosts.push(LinuxHost::boot(&self.processes, &self.net, &options).await?);
+        Ok(())
+    }
+
+    /// `engines[number - 1]`, to be started again or killed.
+    pub fn engine(&mut self, number: u8) -> &mut EngineNode {
+        &mut self.engines[usize::from(number) - 1]
+    }
+
+    /// Starts a killed engine again.
+    pub async fn restart_engine(&mut self, number: u8) -> Result<()> {
+        let node = &mut self.engines[usize::from(number) - 1];
+        node.start(&self.processes, &self.net).await
+    }
+
+    /// Kubernetes; an error when the story did not ask for it.
+    pub fn kubernetes(&self) -> Result<&Cluster> {
+        self.cluster.as_ref().context("this lab was started without Kubernetes")
+    }
+
+    /// `kubectl -n mayastor wait --for=condition=<condition> <what>`.
+    pub async fn wait_condition(&self, what: &str, condition: &str, limit: Duration) -> Result<String> {
+        self.kubernetes()?.kubectl().wait(&["-n", NAMESPACE, what], condition, limit).await
+    }
+}

@@ -1,0 +1,134 @@
+//! Operators in the hub: any number of them, of which one leads.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use control_api::Client;
+
+use crate::netns::HUB_ADDRESS;
+use crate::ports::free_port;
+use crate::process::{Process, Processes};
+use crate::programs::program;
+use crate::wait::wait_until;
+
+/// From start to leading, with the lease of a killed predecessor still to run out.
+const LEAD_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// An operator process; it may be down.
+#[derive(Debug)]
+pub struct OperatorNode {
+    name: String,
+    rest_port: u16,
+    registration_port: u16,
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+impl OperatorNode {
+    /// An operator with its registry in `etcd`, and Kubernetes where `kubeconfig` names one.
+    pub fn new(number: u8, etcd: &str, kubeconfig: Option<&Path>) -> Result<Self> {
+        let (rest_port, registration_port) = (free_port()?, free_port()?);
+        let name = format!("operator-{number}");
+        let mut arguments: Vec<String> = [
+            ("--store", etcd.to_owned()),
+            ("--instance-name", name.clone()),
+            ("--http", format!("{HUB_ADDRESS}:{rest_port}")),
+            ("--grpc-server-addr", format!("{HUB_ADDRESS}:{registration_port}")),
+            // A demonstration and its tests should not wait for periods that suit a data centre.
+            ("--store-lease-ttl", "5s".to_owned()),
+            ("--cache-period", "1s".to_owned()),
+            ("--reconcile-period", "5s".to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect();
+        match kubeconfig {
+            Some(path) => arguments.extend(["--kubeconfig".to_owned(), path.display().to_string()]),
+            None => arguments.push("--without-kubernetes".to_owned()),
+        }
+        Ok(Self { name, rest_port, registration_port, arguments, process: None })
+    }
+
+    /// Where engines register.
+    pub fn registration(&self) -> String {
+        format!("http://{HUB_ADDRESS}:{}", self.registration_port)
+    }
+
+    /// Where REST is served.
+    pub fn rest_url(&self) -> String {
+        format!("http://{HUB_ADDRESS}:{}", self.rest_port)
+    }
+
+    /// A client of its REST.
+    pub fn rest(&self) -> Result<Client> {
+        Client::new(self.rest_url(), CALL_LIMIT).context("make a REST client")
+    }
+
+    /// Starts the process and does not wait.
+    pub fn launch(&mut self, processes: &Processes) -> Result<()> {
+        if self.process.as_ref().is_some_and(Process::is_running) {
+            bail!("{} is running", self.name);
+        }
+        let mut command = std::process::Command::new(program("operator")?);
+        command.args(&self.arguments);
+        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        self.process = Some(processes.spawn(&self.name, command)?);
+        Ok(())
+    }
+
+    /// Starts it and waits until it leads.
+    pub async fn start(&mut self, processes: &Processes) -> Result<()> {
+        self.launch(processes)?;
+        self.wait_leading().await
+    }
+
+    /// Waits until it answers as the leader does.
+    pub async fn wait_leading(&self) -> Result<()> {
+        let rest = self.rest()?;
+        self.process()?
+            .wait_until(LEAD_LIMIT, "leading", || async {
+                rest.nodes().await.map(drop).context("ask for nodes")
+            })
+            .await
+    }
+
+    /// Waits until so many engines are registered and online.
+    pub async fn wait_nodes(&self, count: usize) -> Result<()> {
+        let rest = self.rest()?;
+        wait_until(LEAD_LIMIT, &format!("{count} engines to be online"), || async {
+            let nodes = rest.nodes().await?;
+            let online = nodes
+                .iter()
+                .filter(|node| {
+                    node.state.as_ref().is_some_and(|state| state.status == control_api::NodeStatus::Online)
+                })
+                .count();
+            ensure!(online == count, "{online} of {count} online: {nodes:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM, and waits for the orderly end.
+    pub async fn stop(&mut self) -> Result<()> {
+        let Some(process) = self.process.take() else { return Ok(()) };
+        let status = process.terminate(STOP_LIMIT).await?;
+        ensure!(status.success(), "{} ended with {status}\n{}", self.name, process.log_tail());
+        Ok(())
+    }
+
+    /// The running process.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("{} is not running", self.name))
+    }
+}
