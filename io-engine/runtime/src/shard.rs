@@ -180,6 +180,7 @@ fn run_until<F: Future>(context: &Context, future: F) -> F::Output {
         if deadline.is_some() {
             context.timers.fire(Instant::of_kernel());
         }
+        uring.arm_bell();
         if executor.ready_len() == 0 && executor.remote().prepare_sleep() {
             uring.turn(Wait::Until(context.timers.next_deadline()));
             executor.remote().end_sleep();

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc;
+use std::task::Poll;
 use std::time::Duration;
 
 use runtime::{
@@ -273,6 +275,32 @@ fn many_operations_in_flight_are_more_than_the_ring_has_entries() {
             assert_eq!(bytes, number.to_le_bytes());
         }
     });
+}
+
+/// Arming the bell for a sleep may itself reap completions when the ring is full; the tasks they wake must run, and the
+/// shard must not sleep on them.
+#[test]
+fn a_shard_does_not_sleep_on_what_a_full_ring_has_completed() {
+    let entries = usize::try_from(ShardOptions::default().ring_entries).unwrap();
+    for count in [entries - 1, entries, entries + 1] {
+        block_on(async {
+            let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+            let file = File::open("/proc/self/exe", &options).await.unwrap();
+            let mut reads: Vec<_> =
+                (0..count).map(|_| Some(Box::pin(file.read_at(IoBuf::zeroed(64), 0)))).collect();
+            let start = runtime::now();
+            let all = std::future::poll_fn(|cx| {
+                for slot in &mut reads {
+                    if slot.as_mut().is_some_and(|read| read.as_mut().poll(cx).is_ready()) {
+                        *slot = None;
+                    }
+                }
+                if reads.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+            });
+            runtime::timeout(LIMIT, all).await.unwrap();
+            assert!(start.elapsed() < LIMIT / 2, "only the deadline woke it");
+        });
+    }
 }
 
 #[test]

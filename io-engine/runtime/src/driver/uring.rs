@@ -144,7 +144,6 @@ impl Uring {
         match wait {
             Wait::Not => self.enter(Wait::Not),
             Wait::Until(deadline) => {
-                self.arm_bell();
                 if !self.spin(deadline) {
                     self.enter(Wait::Until(deadline));
                 }
@@ -187,8 +186,9 @@ impl Uring {
         }
     }
 
-    /// Keeps a read of the eventfd in flight, so that other threads can end our sleep.
-    fn arm_bell(&self) {
+    /// Keeps a read of the eventfd in flight, so that other threads can end our sleep. Called before the shard looks
+    /// whether tasks are ready: making room for the read may wake some.
+    pub(crate) fn arm_bell(&self) {
         let Some(bell) = self.remote.bell() else { return };
         if self.is_bell_armed.replace(true) {
             return;
