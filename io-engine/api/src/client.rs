@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     engine::{Answer, Call, Connect, Engine},
-    error::ApiError,
+    error::{ApiError, ErrorKind},
     proto::{
         self, host_rpc_client::HostRpcClient, nexus_rpc_client::NexusRpcClient,
         pool_rpc_client::PoolRpcClient, replica_rpc_client::ReplicaRpcClient,
@@ -99,20 +99,26 @@ impl GrpcEngine {
     /// Names the engine in errors of the way to it; what the engine itself says is left as it is.
     fn error(&self, status: tonic::Status) -> ApiError {
         use std::error::Error as _;
-        let is_ours = status.code() == tonic::Code::Unavailable && status.source().is_some();
         let mut text = status.message().to_owned();
-        if is_ours {
-            let mut cause = status.source().and_then(|error| error.source());
-            while let Some(error) = cause {
-                text = format!("{text}: {error}");
-                cause = error.source();
+        let mut cause = status.source();
+        let is_of_the_way = cause.is_some();
+        let is_timeout = cause.is_some_and(<dyn std::error::Error>::is::<tonic::TimeoutExpired>)
+            || (status.code() == tonic::Code::Cancelled && text == "Timeout expired");
+        while let Some(error) = cause {
+            let reason = error.to_string();
+            if !text.ends_with(&reason) {
+                text = format!("{text}: {reason}");
             }
+            cause = error.source();
+        }
+        if is_timeout {
+            let context = format!("engine at {} did not answer in time", self.endpoint);
+            return ApiError::new(ErrorKind::DeadlineExceeded, context);
         }
         let error = ApiError::from(status);
-        if is_ours {
-            ApiError::new(error.kind(), format!("engine at {}: {text}", self.endpoint))
-        } else {
-            error
+        match is_of_the_way {
+            true => ApiError::new(error.kind(), format!("engine at {}: {text}", self.endpoint)),
+            false => error,
         }
     }
 

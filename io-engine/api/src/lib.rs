@@ -27,6 +27,9 @@ pub mod fence;
 pub mod layout;
 pub mod registration;
 pub mod server;
+pub mod sim;
+#[cfg(feature = "suite")]
+pub mod suite;
 pub mod types;
 
 pub use client::{GrpcConnector, GrpcEngine};
