@@ -31,7 +31,7 @@ lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API serve
 .PHONY: test
 test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_host'
 	@# Tests run the programs of other crates, which building the tests alone would not build.
-	cargo build --workspace --bins --tests
+	cargo build --workspace --bins --examples --tests
 	cargo nextest run $(TESTS)
 	cargo test --workspace --doc --quiet
 	@$(MAKE) --no-print-directory loom

@@ -144,6 +144,8 @@ pub struct Summary {
     pub longest_ms: u64,
     /// Operations still in flight.
     pub in_flight: u64,
+    /// How long the longest of those has been in flight.
+    pub waiting_ms: u64,
     pub elapsed_ms: u64,
     /// The guest's uptime when `elapsed_ms` was 0: the kernel's log counts from the same moment.
     pub started_uptime_ms: u64,
@@ -392,6 +394,7 @@ fn merge(all: &mut Summary, tally: &Tally, stall_ms: u64) {
     if let Some(since) = tally.in_flight_since {
         let waiting_ms = millis(since);
         all.in_flight += 1;
+        all.waiting_ms = all.waiting_ms.max(waiting_ms);
         all.longest_ms = all.longest_ms.max(waiting_ms);
         all.stalls += u64::from(waiting_ms > stall_ms);
     }
