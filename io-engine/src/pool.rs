@@ -33,6 +33,7 @@ pub mod layout;
 mod lookup;
 mod open;
 pub mod record;
+pub mod samples;
 pub(crate) mod space;
 mod state;
 pub mod superblock;

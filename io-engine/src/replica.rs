@@ -14,6 +14,8 @@ mod io;
 mod membership;
 mod regions;
 
+pub use self::membership::Missed;
+
 use std::cell::Cell;
 use std::rc::Rc;
 

@@ -367,6 +367,32 @@ fn d4_the_epoch_of_a_replica_only_rises() {
 }
 
 #[test]
+fn d2_what_an_absent_member_missed_is_kept_until_it_has_caught_up() {
+    run(1, async {
+        let device = memory(32 * MIB);
+        let pool = create(&device).await;
+        let replica = add(&pool, 1, 4 * MIB, true).await;
+        let (absent, since) = (Uuid::from_u128(77), Epoch { counter: 3, raised_by: Uuid::from_u128(78) });
+        replica.note_missed(absent, since, &[1, 2, 9]).await.unwrap();
+        replica.note_missed(absent, since, &[2, 3]).await.unwrap();
+        let error = replica.note_missed(absent, since, &[64]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        let expected = replica.missed();
+        assert_eq!((expected[&absent].since, &expected[&absent].regions[..]), (since, &[1, 2, 3, 9][..]));
+        // Durable at once, and folded into checkpoints.
+        let image = device.crash_image(io_engine::block::memory::Survival::Nothing);
+        let pool = import(&image, rebooted()).await.unwrap();
+        assert_eq!(get(&pool, 1).missed(), expected);
+        pool.export().await.unwrap();
+        let pool = import(&image, host()).await.unwrap();
+        assert_eq!(get(&pool, 1).missed(), expected);
+        get(&pool, 1).forget_missed(absent).await.unwrap();
+        let image = image.crash_image(io_engine::block::memory::Survival::Nothing);
+        assert!(get(&import(&image, rebooted()).await.unwrap(), 1).missed().is_empty());
+    });
+}
+
+#[test]
 fn d10_a_freed_extent_waits_for_the_reads_at_it() {
     run(1, async {
         let memory = memory(16 * MIB);

@@ -8,7 +8,7 @@ use crate::block::to_usize;
 const WORD_BITS: u64 = 64;
 
 /// A bitmap of fixed length.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bitmap {
     words: Vec<u64>,
     len: u64,
@@ -65,6 +65,16 @@ impl Bitmap {
                 *word &= !mask(index, &range);
             }
         }
+    }
+
+    /// The same bits in a map of another length; bits that are new are clear.
+    pub fn resized(mut self, len: u64) -> Self {
+        if len < self.len {
+            self.set(len..self.len, false);
+        }
+        self.words.resize(to_usize(len.div_ceil(WORD_BITS)), 0);
+        self.len = len;
+        self
     }
 
     /// Number of set bits.

@@ -33,6 +33,8 @@ pub(super) enum Subject {
     Extents(LayerId),
     /// The open-region map of a replica.
     Regions(Uuid),
+    /// What absent members missed of a replica.
+    Missed(Uuid),
 }
 
 /// An entry of the directory.
@@ -52,6 +54,7 @@ impl Section {
             Subject::Attributes => (3, Uuid::nil()),
             Subject::Extents(layer) => (4, Uuid::from_u64_pair(0, layer.0)),
             Subject::Regions(replica) => (5, replica),
+            Subject::Missed(replica) => (6, replica),
         };
         out.u8(subject);
         out.uuid(owner);
@@ -68,6 +71,7 @@ impl Section {
             3 => Subject::Attributes,
             4 => Subject::Extents(LayerId(owner.as_u64_pair().1)),
             5 => Subject::Regions(owner),
+            6 => Subject::Missed(owner),
             _ => return Err(Truncated),
         };
         let (start, len, crc) = (from.u64()?, from.u64()?, from.u32()?);
@@ -88,9 +92,20 @@ impl Section {
 /// What is to be written next. A place in the tables, so that they are encoded a section at a time.
 enum Next {
     Layers,
-    Extents { layers: Vec<LayerId>, logical: usize },
+    Extents {
+        layers: Vec<LayerId>,
+        logical: usize,
+    },
     Replicas,
-    Regions { replicas: Vec<Uuid>, word: usize },
+    Regions {
+        replicas: Vec<Uuid>,
+        word: usize,
+    },
+    /// Pairs of a replica and an absent member.
+    Missed {
+        maps: Vec<(Uuid, Uuid)>,
+        word: usize,
+    },
     Attributes,
     Done,
 }
@@ -133,21 +148,41 @@ impl Sections {
                 Next::Replicas => {
                     for replica in state.replicas.values() {
                         Change::ReplicaPut(replica.row.clone()).encode(&mut out);
+                        for (member, missed) in &replica.missed {
+                            let (replica, member, since) = (replica.row.uuid, *member, missed.since);
+                            Change::MissedPut { replica, member, since }.encode(&mut out);
+                        }
                     }
                     self.next = Next::Regions { replicas: state.replicas.keys().copied().collect(), word: 0 };
                     Subject::Replicas
                 }
                 Next::Regions { replicas, word } => {
-                    let Some(uuid) = replicas.last().copied() else {
+                    let Some(replica) = replicas.last().copied() else {
+                        let maps = state.replicas.iter();
+                        let maps = maps
+                            .flat_map(|(uuid, replica)| replica.missed.keys().map(|member| (*uuid, *member)));
+                        self.next = Next::Missed { maps: maps.collect(), word: 0 };
+                        continue;
+                    };
+                    let (first_word, words) = some_words(&state.replicas[&replica].open, word);
+                    Change::RegionMap { replica, first_word, words }.encode(&mut out);
+                    if *word == 0 {
+                        replicas.pop();
+                    }
+                    Subject::Regions(replica)
+                }
+                Next::Missed { maps, word } => {
+                    let Some((replica, member)) = maps.last().copied() else {
                         self.next = Next::Attributes;
                         continue;
                     };
-                    *word = encode_regions(&state.replicas[&uuid].open, uuid, *word, &mut out);
-                    if *word == state.replicas[&uuid].open.word_count() {
-                        replicas.pop();
-                        *word = 0;
+                    let (first_word, words) =
+                        some_words(&state.replicas[&replica].missed[&member].regions, word);
+                    Change::MissedMap { replica, member, first_word, words }.encode(&mut out);
+                    if *word == 0 {
+                        maps.pop();
                     }
-                    Subject::Regions(uuid)
+                    Subject::Missed(replica)
                 }
                 Next::Attributes => {
                     for (key, value) in &state.attributes {
@@ -221,13 +256,14 @@ fn to_bitmap(held: &Held, pages: u64) -> Bitmap {
     }
 }
 
-fn encode_regions(open: &Bitmap, replica: Uuid, word: usize, out: &mut Encoder) -> usize {
-    let end = open.word_count().min(word + to_usize(SECTION_BYTES / 2 / 8));
+/// As many words of a map from `word` on as fit a section; moves `word` on, to 0 at the end of the map.
+fn some_words(map: &Bitmap, word: &mut usize) -> (u32, Vec<u8>) {
+    let first = *word;
+    let end = map.word_count().min(first + to_usize(SECTION_BYTES / 2 / 8));
     let mut words = Encoder::new();
-    open.encode_words(word..end, &mut words);
-    let first_word = u32::try_from(word).expect("a map has fewer words");
-    Change::RegionMap { replica, first_word, words: words.into_bytes() }.encode(out);
-    end
+    map.encode_words(first..end, &mut words);
+    *word = if end == map.word_count() { 0 } else { end };
+    (u32::try_from(first).expect("a map has fewer words"), words.into_bytes())
 }
 
 /// Writes sections into a slot, one after the other; nothing is durable before the caller's flush.
@@ -343,8 +379,8 @@ pub(super) async fn load(
     let mut damaged_maps = Vec::new();
     for section in read_directory(device, &layout, place).await? {
         let Some(changes) = read_section(device, &layout, place.slot, &section).await? else {
-            if let Subject::Regions(replica) = section.subject {
-                damaged_maps.push(replica);
+            if matches!(section.subject, Subject::Regions(_) | Subject::Missed(_)) {
+                damaged_maps.push(section.subject);
                 continue;
             }
             return Err(corrupt(format!(
@@ -358,10 +394,14 @@ pub(super) async fn load(
                 .map_err(|what| corrupt(format!("the checkpoint contradicts itself: {}", what.0)))?;
         }
     }
-    for uuid in damaged_maps {
-        if let Some(replica) = state.replicas.get_mut(&uuid) {
-            tracing::warn!(replica.uuid = %uuid, "open-region map damaged, all regions count as open");
-            replica.open = Bitmap::full(replica.open.len());
+    for subject in damaged_maps {
+        let (Subject::Regions(uuid) | Subject::Missed(uuid)) = subject else { continue };
+        let Some(replica) = state.replicas.get_mut(&uuid) else { continue };
+        tracing::warn!(replica.uuid = %uuid, ?subject, "region map damaged, all regions count");
+        let all = Bitmap::full(replica.open.len());
+        match subject {
+            Subject::Regions(_) => replica.open = all,
+            _ => replica.missed.values_mut().for_each(|missed| missed.regions = all.clone()),
         }
     }
     Ok(state)

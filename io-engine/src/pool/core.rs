@@ -326,7 +326,7 @@ impl Core {
     }
 
     /// Makes everything written before the call durable. Several callers share a flush that began after their calls.
-    pub(super) async fn flush_device(&self) -> Result<(), PoolError> {
+    pub(crate) async fn flush_device(&self) -> Result<(), PoolError> {
         let progress = &self.progress;
         let needed = progress.flushes_started.get() + 1;
         let _turn = self.flush.lock().await;

@@ -85,6 +85,12 @@ fn brief(change: &Change) -> String {
             let open: u32 = words.iter().map(|byte| byte.count_ones()).sum();
             format!("RegionMap {{ replica: {replica}, from word {first_word}, open regions: {open} }}")
         }
+        Change::MissedMap { replica, member, first_word, words } => {
+            let missed: u32 = words.iter().map(|byte| byte.count_ones()).sum();
+            format!(
+                "MissedMap {{ replica: {replica}, member: {member}, from word {first_word}, regions: {missed} }}"
+            )
+        }
         Change::AttributePut { key, value } => format!("AttributePut {{ {key:?}, {} bytes }}", value.len()),
         other => format!("{other:?}"),
     }

@@ -1,5 +1,6 @@
 //! What replicas ask of the tables.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use uuid::Uuid;
@@ -10,7 +11,8 @@ use super::drain::Entered;
 use super::error::{Kind, PoolError};
 use super::layout::PAGE_BYTES;
 use super::record::{AttributeKey, LayerId, ReplicaRow, Run};
-use super::state::Place;
+use super::state::{MISSED_MAPS_KEPT_BACK, Place, map_room};
+use crate::replica::Missed;
 
 impl Core {
     /// Keeps extents that are looked up from now on from being given to others.
@@ -45,6 +47,35 @@ impl Core {
             .replicas
             .get(&replica)
             .map_or_else(|| Bitmap::new(0), |replica| replica.open.clone())
+    }
+
+    /// What was noted of absent members.
+    pub(crate) fn missed(&self, replica: Uuid) -> BTreeMap<Uuid, Missed> {
+        let state = self.state.borrow();
+        let missed = state.replicas.get(&replica).map(|replica| &replica.missed);
+        let missed = missed.into_iter().flatten().map(|(member, missed)| {
+            (*member, Missed { since: missed.since, regions: missed.regions.runs().flatten().collect() })
+        });
+        missed.collect()
+    }
+
+    /// Refuses a note for a replica that is gone, of regions that are not there, or without room.
+    pub(crate) fn check_missed(&self, replica: Uuid, member: Uuid, regions: &[Run]) -> Result<(), PoolError> {
+        let state = self.state.borrow();
+        let Some(found) = state.replicas.get(&replica) else {
+            return Err(PoolError::new(Kind::NotFound, format!("replica {replica} was destroyed")));
+        };
+        let is_past = |run: &Run| run.first.checked_add(run.count).is_none_or(|end| end > found.open.len());
+        if let Some(run) = regions.iter().find(|run| is_past(run)) {
+            let what = format!("regions {run:?} are past the end of replica {replica}");
+            return Err(PoolError::new(Kind::Invalid, what));
+        }
+        if found.missed.contains_key(&member) || found.missed.len() < MISSED_MAPS_KEPT_BACK {
+            return Ok(());
+        }
+        let room = map_room(&found.row);
+        drop(state);
+        self.check_room(room)
     }
 
     /// An attribute.

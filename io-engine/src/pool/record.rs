@@ -80,7 +80,7 @@ pub struct AttributeKey {
     pub owner: Uuid,
     /// What it is for.
     pub purpose: u16,
-    /// Tells several of one purpose apart: the absent member of a missed map. Else nil.
+    /// Tells several of one purpose apart; else nil.
     pub item: Uuid,
 }
 
@@ -88,8 +88,6 @@ pub struct AttributeKey {
 pub mod attribute {
     /// Reservation and registrants of a replica's namespace, kept over power loss (PTPL).
     pub const RESERVATION: u16 = 1;
-    /// Regions that an absent member missed, and the epoch it missed them from.
-    pub const MISSED: u16 = 2;
     /// Name, transaction, entity and time of a snapshot.
     pub const SNAPSHOT: u16 = 3;
     /// Source and time of a clone.
@@ -167,6 +165,31 @@ pub enum Change {
     },
     /// An attribute is gone.
     AttributeRemoved(AttributeKey),
+    /// A member is absent since this epoch; what it missed is kept from now on.
+    MissedPut {
+        /// The replica that keeps it.
+        replica: Uuid,
+        /// The absent member.
+        member: Uuid,
+        /// The last membership it took part in.
+        since: Epoch,
+    },
+    /// An absent member misses what is in these regions.
+    RegionsMissed {
+        /// The replica that keeps it.
+        replica: Uuid,
+        /// The absent member.
+        member: Uuid,
+        /// Which.
+        regions: Vec<Run>,
+    },
+    /// A member has caught up, or is given up.
+    MissedRemoved {
+        /// The replica that kept it.
+        replica: Uuid,
+        /// The member.
+        member: Uuid,
+    },
     /// In checkpoints: which blocks of one extent are held, where it is some.
     HeldMap {
         /// The layer.
@@ -194,6 +217,17 @@ pub enum Change {
         /// The words, encoded.
         words: Vec<u8>,
     },
+    /// In checkpoints: a part of what an absent member missed.
+    MissedMap {
+        /// The replica that keeps it.
+        replica: Uuid,
+        /// The absent member.
+        member: Uuid,
+        /// Index of the first 64-bit word.
+        first_word: u32,
+        /// The words, encoded.
+        words: Vec<u8>,
+    },
 }
 
 mod kind {
@@ -209,9 +243,13 @@ mod kind {
     pub(super) const REGIONS_CLOSED: u8 = 10;
     pub(super) const ATTRIBUTE_PUT: u8 = 11;
     pub(super) const ATTRIBUTE_REMOVED: u8 = 12;
+    pub(super) const MISSED_PUT: u8 = 13;
+    pub(super) const REGIONS_MISSED: u8 = 14;
+    pub(super) const MISSED_REMOVED: u8 = 15;
     pub(super) const HELD_MAP: u8 = 32;
     pub(super) const ZEROED_MAP: u8 = 33;
     pub(super) const REGION_MAP: u8 = 34;
+    pub(super) const MISSED_MAP: u8 = 35;
 }
 
 fn encode_runs(runs: &[Run], out: &mut Encoder) {
@@ -385,6 +423,21 @@ impl Change {
                 out.blob(value);
             }
             Self::AttributeRemoved(key) => key.encode(out),
+            Self::MissedPut { replica, member, since } => {
+                out.uuid(*replica);
+                out.uuid(*member);
+                out.u64(since.counter);
+                out.uuid(since.raised_by);
+            }
+            Self::RegionsMissed { replica, member, regions } => {
+                out.uuid(*replica);
+                out.uuid(*member);
+                encode_runs(regions, out);
+            }
+            Self::MissedRemoved { replica, member } => {
+                out.uuid(*replica);
+                out.uuid(*member);
+            }
             Self::HeldMap { layer, logical, held: map } | Self::ZeroedMap { layer, logical, zeroed: map } => {
                 out.u64(layer.0);
                 out.u32(*logical);
@@ -392,6 +445,12 @@ impl Change {
             }
             Self::RegionMap { replica, first_word, words } => {
                 out.uuid(*replica);
+                out.u32(*first_word);
+                out.blob(words);
+            }
+            Self::MissedMap { replica, member, first_word, words } => {
+                out.uuid(*replica);
+                out.uuid(*member);
                 out.u32(*first_word);
                 out.blob(words);
             }
@@ -454,6 +513,23 @@ impl Change {
                 first_word: from.u32()?,
                 words: from.blob()?.to_vec(),
             },
+            kind::MISSED_PUT => Self::MissedPut {
+                replica: from.uuid()?,
+                member: from.uuid()?,
+                since: Epoch { counter: from.u64()?, raised_by: from.uuid()? },
+            },
+            kind::REGIONS_MISSED => Self::RegionsMissed {
+                replica: from.uuid()?,
+                member: from.uuid()?,
+                regions: decode_runs(from)?,
+            },
+            kind::MISSED_REMOVED => Self::MissedRemoved { replica: from.uuid()?, member: from.uuid()? },
+            kind::MISSED_MAP => Self::MissedMap {
+                replica: from.uuid()?,
+                member: from.uuid()?,
+                first_word: from.u32()?,
+                words: from.blob()?.to_vec(),
+            },
             _ => return Err(Truncated),
         };
         if from.rest().is_empty() { Ok(change) } else { Err(Truncated) }
@@ -473,6 +549,10 @@ impl Change {
             Self::RegionsClosed { .. } => kind::REGIONS_CLOSED,
             Self::AttributePut { .. } => kind::ATTRIBUTE_PUT,
             Self::AttributeRemoved(_) => kind::ATTRIBUTE_REMOVED,
+            Self::MissedPut { .. } => kind::MISSED_PUT,
+            Self::RegionsMissed { .. } => kind::REGIONS_MISSED,
+            Self::MissedRemoved { .. } => kind::MISSED_REMOVED,
+            Self::MissedMap { .. } => kind::MISSED_MAP,
             Self::HeldMap { .. } => kind::HELD_MAP,
             Self::ZeroedMap { .. } => kind::ZEROED_MAP,
             Self::RegionMap { .. } => kind::REGION_MAP,
@@ -495,52 +575,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn samples() -> Vec<Change> {
-        let row = ReplicaRow {
-            uuid: Uuid::from_u128(7),
-            name: "r".into(),
-            entity_id: "volume".into(),
-            layer: LayerId(3),
-            len_bytes: 4 << 20,
-            is_thin: true,
-            is_shared: true,
-            allowed_hosts: vec!["nqn.a:b".into(), "nqn.c:d".into()],
-            region_bytes: 64 << 10,
-            volume: Uuid::from_u128(8),
-            epoch: Epoch { counter: 9, raised_by: Uuid::from_u128(10) },
-            members: vec![Uuid::from_u128(11)],
-            has_lost_power: true,
-        };
-        let key = AttributeKey { owner: row.uuid, purpose: attribute::MISSED, item: Uuid::from_u128(12) };
-        let mut map = Bitmap::new(100);
-        map.set(3..70, true);
-        let layer = LayerId(3);
-        let replica = row.uuid;
-        let regions = vec![Run { first: 1, count: 2 }, Run { first: 9, count: 1 }];
-        vec![
-            Change::ReplicaPut(row),
-            Change::ReplicaRemoved(replica),
-            Change::LayerPut(LayerRow {
-                id: layer,
-                parent: Some(LayerId(1)),
-                len_bytes: 1 << 20,
-                ..LayerRow::default()
-            }),
-            Change::LayerRemoved(layer),
-            Change::ExtentsAssigned(ExtentRun { layer, logical: 1, physical: 2, count: 3, is_held: true }),
-            Change::ExtentsReleased { layer, logical: 1, count: 2 },
-            Change::BlocksWritten { layer, first: 5, checksums: vec![1, 2, 3] },
-            Change::BlocksCleared { layer, blocks: Run { first: 5, count: 6 } },
-            Change::RegionsOpened { replica, regions: regions.clone() },
-            Change::RegionsClosed { replica, regions },
-            Change::AttributePut { key, value: vec![1, 2, 3] },
-            Change::AttributeRemoved(key),
-            Change::HeldMap { layer, logical: 1, held: map.clone() },
-            Change::ZeroedMap { layer, logical: 1, zeroed: map },
-            Change::RegionMap { replica, first_word: 1, words: vec![0; 16] },
-        ]
-    }
+    use crate::pool::samples::samples;
 
     #[test]
     fn every_change_is_read_as_it_was_written() {

@@ -10,8 +10,9 @@ use super::allocator::PhysicalRun;
 use super::bitmap::{Bitmap, Held};
 use super::codec::Decoder;
 use super::layout::{Layout, PAGE_BYTES, SECTION_OVERHEAD_BYTES};
-use super::record::{AttributeKey, Change, ExtentRun, LayerId, LayerRow, ReplicaRow, Run, attribute};
+use super::record::{AttributeKey, Change, ExtentRun, LayerId, LayerRow, ReplicaRow, Run};
 use crate::block::to_usize;
+use crate::member::Epoch;
 
 /// Mark of "no extent".
 const NONE: u32 = u32::MAX;
@@ -48,11 +49,19 @@ pub(super) struct Layer {
     pub(super) assigned: u32,
 }
 
-/// A replica: its row and its open regions.
+/// A replica: its row, its open regions, and what absent members missed.
 #[derive(Clone, Debug)]
 pub(super) struct Replica {
     pub(super) row: ReplicaRow,
     pub(super) open: Bitmap,
+    pub(super) missed: BTreeMap<Uuid, Missed>,
+}
+
+/// What a member missed since it was last there.
+#[derive(Clone, Debug)]
+pub(super) struct Missed {
+    pub(super) since: Epoch,
+    pub(super) regions: Bitmap,
 }
 
 /// Where the data of a run of blocks is.
@@ -67,9 +76,17 @@ pub(super) enum Place {
 /// What is kept back for a replica: its row, its open-region map, what three absent members missed in as many maps
 /// (SAFETY D2), and the last, short sections of each.
 pub(super) fn room_of(row: &ReplicaRow) -> u64 {
-    let map = row.regions().div_ceil(8).next_multiple_of(8);
-    row.encoded_len().max(ROW_BYTES_MIN) + 4 * map + 3 * SECTION_OVERHEAD_BYTES
+    let maps = 1 + MISSED_MAPS_KEPT_BACK as u64;
+    row.encoded_len().max(ROW_BYTES_MIN) + maps * map_room(row) + SECTION_OVERHEAD_BYTES
 }
+
+/// What a map of regions takes in a checkpoint.
+pub(super) fn map_room(row: &ReplicaRow) -> u64 {
+    row.regions().div_ceil(8) + SECTION_OVERHEAD_BYTES
+}
+
+/// Absent members whose maps are sure to have room.
+pub(super) const MISSED_MAPS_KEPT_BACK: usize = 3;
 
 /// A row may grow to this without being counted again.
 const ROW_BYTES_MIN: u64 = 1024;
@@ -82,6 +99,22 @@ pub(super) struct Inconsistent(pub(super) String);
 
 fn inconsistent<T>(what: impl Into<String>) -> Result<T, Inconsistent> {
     Err(Inconsistent(what.into()))
+}
+
+fn set_runs(map: &mut Bitmap, runs: &[Run], value: bool) -> Result<(), Inconsistent> {
+    for run in runs {
+        match run.first.checked_add(run.count) {
+            Some(end) if end <= map.len() => map.set(run.first..end, value),
+            _ => return inconsistent(format!("regions {run:?} of {}", map.len())),
+        }
+    }
+    Ok(())
+}
+
+fn decode_map(map: &mut Bitmap, first_word: u32, words: &[u8]) -> Result<(), Inconsistent> {
+    let mut from = Decoder::new(words);
+    let decoded = map.decode_words(first_word as usize, words.len() / 8, &mut from);
+    decoded.map_err(|_| Inconsistent("a region map past the replica's end".into()))
 }
 
 /// All tables.
@@ -174,14 +207,22 @@ impl State {
                 }
             }
             Change::RegionMap { replica, first_word, words } => {
-                let Some(replica) = self.replicas.get_mut(replica) else {
-                    return inconsistent(format!("a region map of unknown replica {replica}"));
-                };
-                let mut from = Decoder::new(words);
-                replica
-                    .open
-                    .decode_words(*first_word as usize, words.len() / 8, &mut from)
-                    .map_err(|_| Inconsistent("a region map past the replica's end".into()))?;
+                decode_map(&mut self.replica_mut(*replica)?.open, *first_word, words)?;
+            }
+            Change::MissedPut { replica, member, since } => {
+                let replica = self.replica_mut(*replica)?;
+                let regions = Bitmap::new(replica.open.len());
+                let missed = replica.missed.entry(*member).or_insert(Missed { since: *since, regions });
+                missed.since = *since;
+            }
+            Change::RegionsMissed { replica, member, regions } => {
+                set_runs(&mut self.missed_mut(*replica, *member)?.regions, regions, true)?;
+            }
+            Change::MissedRemoved { replica, member } => {
+                self.replica_mut(*replica)?.missed.remove(member);
+            }
+            Change::MissedMap { replica, member, first_word, words } => {
+                decode_map(&mut self.missed_mut(*replica, *member)?.regions, *first_word, words)?;
             }
         }
         Ok(Vec::new())
@@ -191,13 +232,14 @@ impl State {
         if !self.layers.contains_key(&row.layer) {
             return inconsistent(format!("replica {} without layer {}", row.uuid, row.layer.0));
         }
-        let mut open = Bitmap::new(row.regions());
-        if let Some(before) = self.replicas.get(&row.uuid) {
-            for run in before.open.runs() {
-                open.set(run.start.min(open.len())..run.end.min(open.len()), true);
-            }
-        }
-        self.replicas.insert(row.uuid, Replica { row: row.clone(), open });
+        let before = self.replicas.remove(&row.uuid);
+        let (open, missed) = before.map_or_else(Default::default, |before| (before.open, before.missed));
+        let missed = missed.into_iter().map(|(member, missed)| {
+            (member, Missed { regions: missed.regions.resized(row.regions()), ..missed })
+        });
+        let replica =
+            Replica { row: row.clone(), open: open.resized(row.regions()), missed: missed.collect() };
+        self.replicas.insert(row.uuid, replica);
         Ok(())
     }
 
@@ -354,21 +396,16 @@ impl State {
     }
 
     fn mark_regions(&mut self, replica: Uuid, regions: &[Run], is_open: bool) -> Result<(), Inconsistent> {
-        let Some(replica) = self.replicas.get_mut(&replica) else {
-            return inconsistent(format!("regions of unknown replica {replica}"));
-        };
-        for run in regions {
-            match run.first.checked_add(run.count) {
-                Some(end) if end <= replica.open.len() => replica.open.set(run.first..end, is_open),
-                _ => {
-                    return inconsistent(format!(
-                        "regions {run:?} past the end of replica {}",
-                        replica.row.uuid
-                    ));
-                }
-            }
-        }
-        Ok(())
+        set_runs(&mut self.replica_mut(replica)?.open, regions, is_open)
+    }
+
+    fn replica_mut(&mut self, uuid: Uuid) -> Result<&mut Replica, Inconsistent> {
+        self.replicas.get_mut(&uuid).ok_or_else(|| Inconsistent(format!("there is no replica {uuid}")))
+    }
+
+    fn missed_mut(&mut self, replica: Uuid, member: Uuid) -> Result<&mut Missed, Inconsistent> {
+        let missed = self.replica_mut(replica)?.missed.get_mut(&member);
+        missed.ok_or_else(|| Inconsistent(format!("replica {replica} does not miss {member}")))
     }
 
     /// Where block `page` of a layer is read from, and how many blocks from it on lie alike, `count` at most.
@@ -453,9 +490,12 @@ impl State {
     /// What the tables may take of the room in a checkpoint.
     pub(super) fn room_bytes(&self) -> u64 {
         let replicas: u64 = self.replicas.values().map(|replica| room_of(&replica.row)).sum();
-        // Missed maps are in what is kept back for the replica.
-        let attributes = self.attributes.iter().filter(|(key, _)| key.purpose != attribute::MISSED);
-        replicas + attributes.map(|(_, value)| value.len() as u64 + ATTRIBUTE_OVERHEAD_BYTES).sum::<u64>()
+        // What is kept back for a replica holds three missed maps; more of them are counted here.
+        let more = self.replicas.values().map(|replica| {
+            replica.missed.len().saturating_sub(MISSED_MAPS_KEPT_BACK) as u64 * map_room(&replica.row)
+        });
+        let attributes = self.attributes.values().map(|value| value.len() as u64 + ATTRIBUTE_OVERHEAD_BYTES);
+        replicas + more.sum::<u64>() + attributes.sum::<u64>()
     }
 
     /// Layers that no replica and no snapshot reaches: left by a crash in the middle of a create or delete, children

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use futures::future::{LocalBoxFuture, join_all};
 use io_engine::block::memory::Survival;
-use io_engine::block::{BlockDevice, Blocks, Lba, LbaRange, MemoryDevice, WriteOptions};
+use io_engine::block::{BlockDevice, Blocks, Lba, LbaRange, MemoryDevice, WriteOptions, to_usize};
 use io_engine::member::Member;
 use io_engine::pool::{Host, Pool};
 use runtime::IoBytes;
@@ -67,7 +67,7 @@ impl Oracle {
         let begin = self.device.events();
         add(&self.pool, number, len, is_thin).await;
         let created = Span { begin, end: self.device.events() };
-        let current = vec![0; usize::try_from(len).unwrap()];
+        let current = vec![0; to_usize(len)];
         let model = Model { len, created, destroyed: None, pages: BTreeMap::new(), current };
         self.models.insert(number, model);
     }
@@ -130,7 +130,7 @@ impl Oracle {
         let replica = get(&self.pool, number);
         let model = self.models.get_mut(&number).expect("it was created");
         let range = LbaRange::new(Lba(offset / 512), Blocks(len / 512)).expect("within the replica");
-        let (start, end) = (usize::try_from(offset).unwrap(), usize::try_from(offset + len).unwrap());
+        let (start, end) = (to_usize(offset), to_usize(offset + len));
         let request: LocalBoxFuture<'static, ()> = match step {
             Step::Write { is_fua, .. } => {
                 for sector in model.current[start..end].chunks_mut(512) {
@@ -217,7 +217,7 @@ impl Oracle {
                 "{context}: replica {number} was never made"
             );
             let Some(replica) = found else { continue };
-            let shown = read(&replica, 0, usize::try_from(model.len).unwrap()).await;
+            let shown = read(&replica, 0, to_usize(model.len)).await;
             let report = replica.report().await.expect("an open replica");
             assert_eq!(report.lost_power, has_lost_power, "{context}");
             for (page, bytes) in (0..).zip(shown.chunks(PAGE)) {
@@ -296,8 +296,8 @@ impl Dice {
 
     /// A request to one of `replicas` of `len` bytes, mostly to a few blocks so that they meet.
     pub(crate) fn step(&mut self, replicas: &[u128], len: u64) -> Step {
-        let replica = replicas[usize::try_from(self.below(replicas.len() as u64)).unwrap()];
-        let base = [0, len / 2 - 4096, len - 16 * 4096][usize::try_from(self.below(3)).unwrap()];
+        let replica = replicas[to_usize(self.below(replicas.len() as u64))];
+        let base = [0, len / 2 - 4096, len - 16 * 4096][to_usize(self.below(3))];
         let (offset, sectors) = match self.below(3) {
             0 => (base + self.below(64) * 512, 1 + self.below(30)),
             1 => (base + self.below(8) * 4096, 8),
