@@ -24,6 +24,8 @@ mod connect;
 mod keep_alive;
 pub(crate) mod queue;
 mod reconnect;
+#[cfg(test)]
+mod tests;
 mod uri;
 
 use std::cell::{Cell, RefCell};

@@ -107,7 +107,8 @@ impl Member for FakeReplica {
     }
 
     async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
-        self.report.borrow_mut().open_regions.retain(|region| !regions.contains(region));
+        let closed: BTreeSet<_> = regions.iter().collect();
+        self.report.borrow_mut().open_regions.retain(|region| !closed.contains(region));
         Ok(())
     }
 
