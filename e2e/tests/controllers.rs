@@ -162,6 +162,7 @@ async fn resources_and_registry_come_together_and_nothing_is_lost_on_the_way() {
     a_cr_deleted_by_force_comes_back(&lab).await;
     a_volume_deleted_elsewhere_takes_its_cr_along(&lab).await;
     retained_data_is_found_again(&lab).await;
+    c2_a_pool_with_replicas_is_not_deleted(&lab).await;
     c1_a_lost_registry_leaves_resources_unclaimed(&mut lab).await;
     lab.stop().await;
     run.passed();
@@ -326,6 +327,17 @@ async fn retained_data_is_found_again(lab: &Lab) {
     assert!(!lab.plane.calls().contains(&"create_volume found".to_owned()));
 }
 
+async fn c2_a_pool_with_replicas_is_not_deleted(lab: &Lab) {
+    lab.delete("dsp", "pool-2").await;
+    let blocked = |cr: &Value| says(cr, "DeletionBlocked", "True", "HasReplicas");
+    let cr = lab.until("what blocks it", "dsp", "pool-2", blocked).await;
+    assert_eq!(cr["status"]["cr_state"], "Terminating");
+    assert!(!lab.plane.calls().contains(&"destroy_pool pool-2".to_owned()));
+    lab.plane.delete_behind("mixed");
+    lab.until_gone("dsp", "pool-2").await;
+    assert!(lab.plane.calls().contains(&"destroy_pool pool-2".to_owned()));
+}
+
 async fn c1_a_lost_registry_leaves_resources_unclaimed(lab: &mut Lab) {
     lab.plane.lose_registry();
     lab.restart_controllers().await;
@@ -353,7 +365,17 @@ async fn c2_a_kind_or_namespace_that_is_deleted_goes_at_once_and_destroys_nothin
     lab.kubectl().apply(&volume("served", spec)).await.unwrap();
     lab.kubectl().wait(&["-n", NAMESPACE, "msv", "served"], "Ready", SOON).await.unwrap();
 
+    let uuid = lab.get("msv", "served").await.unwrap()["status"]["uuid"].clone();
+
     lab.kubectl().run(&["delete", "crd", "volumes.openebs.io"]).await.unwrap();
+    // The kind is back, and the registry knows the volume: so its CR is back too.
+    lab.cluster.apply_definitions().await.unwrap();
+    lab.plane.change_behind("served", |_| {});
+    lab.until("the volume to be shown again", "msv", "served", |cr| {
+        cr["status"]["uuid"] == uuid && is_ready(cr)
+    })
+    .await;
+
     // The namespace controller, which deletes what is in it, is not part of this cluster: the test is it.
     lab.kubectl().run(&["delete", "namespace", NAMESPACE, "--wait=false"]).await.unwrap();
     lab.kubectl().run(&["-n", NAMESPACE, "delete", "dsp", "--all"]).await.unwrap();

@@ -111,8 +111,11 @@ impl MemoryPlane {
 
     /// Deletes a volume as REST would.
     pub fn delete_behind(&self, name: &str) {
-        self.state().volumes.remove(name);
+        self.state().destroy(name);
         self.announce_volume(name);
+        for pool in self.names(Kind::DiskPool) {
+            self.announce(Kind::DiskPool, &pool);
+        }
     }
 
     /// The disaster: etcd is empty.
@@ -192,6 +195,13 @@ impl State {
             self.free_replica(volume, replica.as_ref());
         }
         Ok(())
+    }
+
+    fn destroy(&mut self, volume: &str) {
+        let Some(volume) = self.volumes.remove(volume) else { return };
+        for replica in &volume.replicas {
+            self.free_replica(&volume, Some(replica));
+        }
     }
 
     fn free_replica(&mut self, volume: &VolumeObject, replica: Option<&ReplicaStatus>) {
@@ -364,11 +374,7 @@ impl ControlPlane for MemoryPlane {
     async fn destroy_volume(&self, name: &str) -> Result<(), Refusal> {
         let mut state = self.state();
         state.called(Call::DestroyVolume, format!("destroy_volume {name}"))?;
-        if let Some(volume) = state.volumes.remove(name) {
-            for replica in &volume.replicas {
-                state.free_replica(&volume, Some(replica));
-            }
-        }
+        state.destroy(name);
         Ok(())
     }
 

@@ -44,8 +44,8 @@ where
         self.api.get_opt(name).await
     }
 
-    /// Whether the kind or the namespace is being deleted or gone. Where that cannot be asked, it is not: a finalizer
-    /// held too long can be released, data that was destroyed cannot be brought back.
+    /// Whether the kind or the namespace is being deleted or gone. An error decides nothing: a finalizer held too
+    /// long can be released, data that was destroyed cannot be brought back.
     pub(crate) async fn is_torn_down(&self) -> kube::Result<bool> {
         let kinds: Api<CustomResourceDefinition> = Api::all(self.client.clone());
         let namespaces: Api<Namespace> = Api::all(self.client.clone());

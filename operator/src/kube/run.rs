@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::condition::news;
 use super::nexus::Nexuses;
 use super::node::Nodes;
-use super::plan::{Managed, Step, View, next};
+use super::plan::{Managed, Step, Verb, View, next};
 use super::pool::Pools;
 use super::port::{ControlPlane, Key, Kind, Mirror, Refusal, RefusalKind, Standing};
 use super::rim::{Rim, is_conflict};
@@ -264,6 +264,13 @@ where
             if let Step::Do(verb) = &step
                 && let Some(cr) = &cr
             {
+                // Making and destroying can take long; meanwhile the CR shall say so.
+                if !matches!(verb, Verb::Change(_)) {
+                    match self.show(name, &view, &refusals).await {
+                        Err(ControllerError::Kubernetes(error)) if is_conflict(&error) => continue,
+                        shown => shown?,
+                    }
+                }
                 if let Err(refusal) = M::perform(&*self.plane, name, cr, verb).await {
                     info!(cr.kind = ?M::KIND, cr.name = name, reason = refusal.reason, "wish refused: {refusal}");
                     refused.push(verb.clone());
