@@ -1,9 +1,11 @@
 //! One connection: socket <-> nvme session, and the commands that came over it.
 //!
 //! A task reads and decides, a second one sends, each I/O command that has all its data gets a task of its own. When a
-//! connection ends, commands that the export has begun go on and find nobody to answer; the others are dropped.
+//! connection ends, a replica's commands go on and find nobody to answer; a nexus's are dropped, since it goes on by
+//! itself with what a child has begun (SAFETY D7).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use nvme::command::fabrics::{Connect, ConnectData, ConnectRefusal, FabricsComman
 use nvme::session::target::{TargetConfig, TargetEvent, TargetSession, Transfer};
 use nvme::session::{Phase, SessionError};
 use nvme::{Status, SubmissionEntry, Tag};
-use runtime::{IoBuf, IoBytes, TcpStream};
+use runtime::{IoBuf, IoBytes, JoinHandle, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
@@ -22,6 +24,7 @@ use super::connect::connect;
 use super::controller::Controller;
 use super::export::Export;
 use super::io::{self, Outcome, Plan};
+use super::subsystem::OlderCommands;
 use crate::block::to_usize;
 use crate::transport::{DIRECT_BYTES_MIN, RECEIVE_BYTES, SendQueue, receive_into};
 
@@ -64,6 +67,8 @@ pub(super) struct Connection<E: Export> {
     reached_at: SocketAddr,
     session: RefCell<TargetSession>,
     commands: RefCell<Vec<Option<Command>>>,
+    /// I/O commands that are dropped with the connection: those of exports that finish by themselves what they began.
+    detached: RefCell<BTreeMap<Tag, JoinHandle<()>>>,
     sending: SendQueue,
     queue: RefCell<Option<Queue<E>>>,
     is_closed: Cell<bool>,
@@ -85,6 +90,7 @@ impl<E: Export> Connection<E> {
             stream,
             session: RefCell::new(TargetSession::new(config)),
             commands: RefCell::default(),
+            detached: RefCell::default(),
             sending: SendQueue::default(),
             queue: RefCell::default(),
             is_closed: Cell::new(false),
@@ -117,6 +123,7 @@ impl<E: Export> Connection<E> {
             queue.controller.detach_queue(queue.id);
         }
         self.commands.take();
+        self.drop_detached();
         // A peer that does not read its terminate request, or does not close, must not hold the task.
         let last_words = runtime::timeout(LAST_WORDS, async {
             // An abort is an end too.
@@ -148,6 +155,15 @@ impl<E: Export> Connection<E> {
         self.session.borrow_mut().close();
         self.sending.abandon();
         self.stream.reset();
+        self.drop_detached();
+    }
+
+    /// Drops the commands of an export that needs nobody to finish what it began (SAFETY D7: a nexus's). What waits
+    /// in it, and would wait for ever once it has stopped, is gone with that.
+    fn drop_detached(&self) {
+        for command in self.detached.take().into_values() {
+            command.abort();
+        }
     }
 
     async fn read(self: &Rc<Self>) {
@@ -453,8 +469,9 @@ impl<E: Export> Connection<E> {
             Some(queue) => Rc::clone(&queue.controller),
             None => return,
         };
+        let detaches = controller.subsystem().is_some_and(|it| it.older_commands == OlderCommands::Detach);
         let this = Rc::clone(self);
-        runtime::spawn(async move {
+        let running = runtime::spawn(async move {
             let mut permit = command.permit;
             if let (None, Transfer::ToHost { len }) = (&permit, command.transfer) {
                 permit = Some(shared.budget.reserve(len).await);
@@ -466,6 +483,7 @@ impl<E: Export> Connection<E> {
             let is_write_through = controller.is_write_through.get();
             let outcome = io::execute(&subsystem.export, plan, data, is_write_through).await;
             drop(executing);
+            this.detached.borrow_mut().remove(&tag);
             match outcome {
                 Outcome::Done => this.complete(tag, Status::SUCCESS, 0),
                 Outcome::Data(data) => this.complete_with_data(tag, &data, permit),
@@ -473,6 +491,9 @@ impl<E: Export> Connection<E> {
                 Outcome::Close => controller.close(),
             }
         });
+        if detaches {
+            self.detached.borrow_mut().insert(tag, running);
+        }
     }
 
     /// Answers a command without data.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
 use crate::member::{Epoch, Member, MemberReport};
+use crate::replica::Replica;
 
 /// A device that can be a namespace. Clones are handles to the same device.
 pub trait Export: BlockDevice + Member + Clone + 'static {}
@@ -74,12 +75,15 @@ impl<D> Member for Plain<D> {
 pub enum Exported {
     /// A base device.
     Base(Plain<BaseDevice>),
+    /// A replica, for a nexus on any node.
+    Replica(Replica),
 }
 
 macro_rules! on_export {
     ($self:expr, $export:ident => $call:expr) => {
         match $self {
             Exported::Base($export) => $call,
+            Exported::Replica($export) => $call,
         }
     };
 }

@@ -45,9 +45,10 @@ impl AllowedHosts {
 /// What happens to the commands of a host's older association before its new Connect is answered (SAFETY D7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OlderCommands {
-    /// They are waited for: a replica's.
+    /// They go on, and are waited for: a replica's.
     Drain,
-    /// They go on without a reply; the export keeps the order: a nexus's.
+    /// Their futures are dropped with the connection and nobody is waited for: a nexus's, which goes on by itself
+    /// with what a child has begun, keeps its range lock, and drops the rest.
     Detach,
 }
 

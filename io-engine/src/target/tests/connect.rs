@@ -153,6 +153,27 @@ fn d7_a_nexus_answers_a_new_connect_while_older_commands_are_stuck() {
         let (_, completion) = host.try_connect(&nqn("v"), 0, CNTLID_DYNAMIC).await;
         assert_eq!(completion.expect("answered").status, Status::SUCCESS);
         until("the older association is closed", || old.queue.is_closed()).await;
+        until("the older command is dropped", || replica.faults().held() == 0).await;
+    });
+}
+
+/// A nexus that has stopped answers nothing for ever; taking it away must not wait for that.
+#[test]
+fn f2_a_nexus_that_will_never_answer_is_removed_at_once() {
+    everywhere(async |address| {
+        let target = target(address).await;
+        let replica = FakeReplica::new();
+        let mut nexus = subsystem("v", &replica);
+        nexus.older_commands = OlderCommands::Detach;
+        target.add(nexus).expect("new");
+        let (_, io) = Host::new(target.address(), "host").attach(&nqn("v")).await;
+        replica.faults().add(Fault::new(FaultOp::Any, Effect::Hold));
+        let queue = io.clone();
+        let write = runtime::spawn(async move { queue.try_run(write(0), bytes(&[1; 512])).await });
+        until("the write is stuck", || replica.faults().held() == 1).await;
+        assert!(target.remove(&nqn("v")).await);
+        assert_eq!(write.await.expect("not aborted"), None);
+        until("nobody holds the nexus", || std::rc::Rc::strong_count(&replica.report) == 1).await;
     });
 }
 
