@@ -113,7 +113,8 @@ prepare_apt() {
         signed='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
     printf '%s %s %s %s main\n' deb "$signed" "$MIRROR" $SUITE deb-src "$signed" "$MIRROR" $SUITE \
         >"$WORK/apt/sources.list"
-    private_apt apt-get update
+    # Without this a mirror that cannot be reached is a warning, and the failure comes later with other words.
+    private_apt apt-get -o APT::Update::Error-Mode=any update
 }
 
 unpack_debs() {
