@@ -106,6 +106,26 @@ impl Etcd {
         self.resume(processes).await
     }
 
+    /// The value of a key, read by `etcdctl`.
+    pub async fn get(&self, key: &str) -> Result<Option<String>> {
+        let value = self.control(&["get", "--print-value-only", key]).await?;
+        Ok(value.strip_suffix('\n').map(str::to_owned))
+    }
+
+    /// Sets a key.
+    pub async fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.control(&["put", key, value]).await.map(drop)
+    }
+
+    async fn control(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = tokio::process::Command::from(self.place.command("etcdctl"));
+        command.args(["--endpoints", &self.endpoint(), "--dial-timeout", "5s"]).args(arguments);
+        let output = command.kill_on_drop(true).output().await.context("start etcdctl")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "etcdctl {}: {said}", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     fn running(&self) -> Result<&Process> {
         self.process.as_ref().with_context(|| format!("{} is not running", self.name))
     }

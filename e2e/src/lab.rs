@@ -8,14 +8,19 @@
 //! A lab is put together from parts, so that a story starts only what it is about.
 
 pub mod engine;
+pub mod mirror;
 pub mod operator;
+pub mod service;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use control_api::Client;
 
 pub use engine::{EngineNode, Surroundings};
+pub use mirror::Mirror;
 pub use operator::OperatorNode;
+pub use service::Service;
 
 use crate::cluster::Cluster;
 use crate::etcd::Etcd;
@@ -24,9 +29,12 @@ use crate::place::Place;
 use crate::process::Processes;
 use crate::run_dir::RunDir;
 use crate::vm::{BootOptions, LinuxHost};
+use crate::wait::wait_until;
 
 /// Where our resources live in Kubernetes.
 pub const NAMESPACE: &str = "mayastor";
+/// The lease of a killed leader has to run out first.
+const LEADER_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a story starts.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +55,8 @@ pub struct Lab {
     pub hosts: Vec<LinuxHost>,
     /// Operators, in order.
     pub operators: Vec<OperatorNode>,
+    /// Where engines register, when there are operators.
+    pub service: Option<Service>,
     /// Nodes with engines, in order: `engines[0]` is `node-1`.
     pub engines: Vec<EngineNode>,
     /// The store of registry and records.
@@ -73,6 +83,7 @@ impl Lab {
         Ok(Self {
             hosts: Vec::new(),
             operators: Vec::new(),
+            service: None,
             engines: Vec::new(),
             etcd,
             cluster: None,
@@ -117,14 +128,17 @@ impl Lab {
             }
             self.operators.push(operator);
         }
+        if count > 0 {
+            let backends = self.operators.iter().map(OperatorNode::backend).collect::<Result<_>>()?;
+            self.service = Some(Service::start(backends).await?);
+        }
         Ok(())
     }
 
     /// Engines, each with an empty disk; with operators, returns when all are online there.
     pub async fn start_engines(&mut self, count: u8) -> Result<()> {
-        let registrations: Vec<_> = self.operators.iter().map(OperatorNode::registration).collect();
         let surroundings = Surroundings {
-            registration: (!registrations.is_empty()).then(|| registrations.join(",")),
+            registration: self.service.as_ref().map(Service::url),
             etcd: Some(self.etcd.endpoint()),
         };
         for number in 1..=count {
@@ -144,6 +158,11 @@ impl Lab {
         Ok(())
     }
 
+    /// `engines[number - 1]`.
+    pub fn node(&self, number: u8) -> &EngineNode {
+        &self.engines[usize::from(number) - 1]
+    }
+
     /// `engines[number - 1]`, to be started again or killed.
     pub fn engine(&mut self, number: u8) -> &mut EngineNode {
         &mut self.engines[usize::from(number) - 1]
@@ -158,6 +177,20 @@ impl Lab {
     /// Kubernetes; an error when the story did not ask for it.
     pub fn kubernetes(&self) -> Result<&Cluster> {
         self.cluster.as_ref().context("this lab was started without Kubernetes")
+    }
+
+    /// A client of the operator that leads; waits until one does.
+    pub async fn rest(&self) -> Result<Client> {
+        wait_until(LEADER_LIMIT, "an operator to lead", || async {
+            for operator in &self.operators {
+                let rest = operator.rest()?;
+                if rest.nodes().await.is_ok() {
+                    return Ok(rest);
+                }
+            }
+            bail!("none leads")
+        })
+        .await
     }
 
     /// `kubectl -n mayastor wait --for=condition=<condition> <what>`.

@@ -28,5 +28,6 @@ pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod run_dir;
+pub mod steps;
 pub mod vm;
 pub mod wait;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use control_api::Client;
 
+use super::service::Backend;
 use crate::netns::HUB_ADDRESS;
 use crate::ports::free_port;
 use crate::process::{Process, Processes};
@@ -16,6 +17,7 @@ use crate::wait::wait_until;
 const LEAD_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// An operator process; it may be down.
 #[derive(Debug)]
@@ -52,9 +54,12 @@ impl OperatorNode {
         Ok(Self { name, rest_port, registration_port, arguments, process: None })
     }
 
-    /// Where engines register.
-    pub fn registration(&self) -> String {
-        format!("http://{HUB_ADDRESS}:{}", self.registration_port)
+    /// This operator behind a service.
+    pub fn backend(&self) -> Result<Backend> {
+        let address = (HUB_ADDRESS, self.registration_port).into();
+        // A probe that takes long tells as much as one that fails.
+        let rest = Client::new(self.rest_url(), PROBE_LIMIT).context("make a REST client")?;
+        Ok(Backend { rest, address })
     }
 
     /// Where REST is served.
@@ -69,7 +74,7 @@ impl OperatorNode {
 
     /// Starts the process and does not wait.
     pub fn launch(&mut self, processes: &Processes) -> Result<()> {
-        if self.process.as_ref().is_some_and(Process::is_running) {
+        if self.is_running() {
             bail!("{} is running", self.name);
         }
         let mut command = std::process::Command::new(program("operator")?);
@@ -77,6 +82,16 @@ impl OperatorNode {
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
         self.process = Some(processes.spawn(&self.name, command)?);
         Ok(())
+    }
+
+    /// The name of its process.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether its process runs.
+    pub fn is_running(&self) -> bool {
+        self.process.as_ref().is_some_and(Process::is_running)
     }
 
     /// Starts it and waits until it leads.
