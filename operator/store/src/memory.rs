@@ -86,6 +86,15 @@ impl MemoryStore {
         self.lock().faults.extend(faults);
     }
 
+    /// The faults that nobody has met yet are met by nobody, and the store is up.
+    pub fn calm(&self) {
+        let mut state = self.lock();
+        state.faults.clear();
+        state.down = false;
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// While down, no call is answered and nothing is changed. Leases run on.
     pub fn set_down(&self, down: bool) {
         self.lock().down = down;

@@ -1,0 +1,3 @@
+//! The gRPC front: engines register here.
+
+pub mod registration;

@@ -1,0 +1,3 @@
+//! Replicas of volumes. They have no verbs of their own; a volume's service drives them.
+
+pub(crate) mod plan;

@@ -1,0 +1,140 @@
+//! The rules a pool must pass, by name, in the order a person would check them.
+
+use std::collections::BTreeMap;
+
+use super::replica::{PoolCandidate, ReplicaAsk};
+use crate::units::bytes;
+
+/// A rule: passes, or says why not.
+#[derive(Debug)]
+pub struct Filter {
+    /// Its name in errors and conditions.
+    pub name: &'static str,
+    /// What it checks.
+    pub rule: fn(&ReplicaAsk, &PoolCandidate) -> Result<(), String>,
+}
+
+/// All rules.
+pub const FILTERS: &[Filter] = &[
+    Filter { name: "node_online", rule: node_online },
+    Filter { name: "node_not_cordoned", rule: node_not_cordoned },
+    Filter { name: "node_unused", rule: node_unused },
+    Filter { name: "node_allowed", rule: node_allowed },
+    Filter { name: "node_topology", rule: node_topology },
+    Filter { name: "node_spread", rule: node_spread },
+    Filter { name: "pool_usable", rule: pool_usable },
+    Filter { name: "pool_topology", rule: pool_topology },
+    Filter { name: "pool_capacity", rule: pool_capacity },
+    Filter { name: "pool_free_space", rule: pool_free_space },
+    Filter { name: "pool_overcommit", rule: pool_overcommit },
+];
+
+/// A thin replica takes space as it is written; below this a pool counts as full.
+const FREE_BYTES_MIN: u64 = 16 << 20;
+
+fn check(passes: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+    if passes { Ok(()) } else { Err(why()) }
+}
+
+fn node_online(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    check(pool.node_is_online, || "its engine is not online".into())
+}
+
+fn node_not_cordoned(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    let cordons: Vec<&str> = pool.node_cordons.iter().map(String::as_str).collect();
+    check(cordons.is_empty(), || format!("the node is cordoned by {}", cordons.join(", ")))
+}
+
+fn node_unused(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    check(!ask.used_nodes.contains_key(&pool.node), || "the node has a replica of the volume already".into())
+}
+
+fn node_allowed(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    let allowed = &ask.topology.allowed_nodes;
+    check(allowed.is_empty() || allowed.contains(&pool.node), || {
+        "the volume's topology does not allow the node".into()
+    })
+}
+
+fn node_topology(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    has_labels(&ask.topology.node_labels, &pool.node_labels, "node")
+}
+
+fn pool_topology(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    has_labels(&ask.topology.pool_labels, &pool.labels, "pool")
+}
+
+fn has_labels(
+    wanted: &BTreeMap<String, String>,
+    found: &BTreeMap<String, String>,
+    what: &str,
+) -> Result<(), String> {
+    for (key, value) in wanted {
+        let passes = found.get(key).is_some_and(|found| value.is_empty() || found == value);
+        check(passes, || match (value.is_empty(), found.get(key)) {
+            (true, _) => format!("the {what} has no label {key}"),
+            (false, None) => format!("the {what} has no label {key}={value}"),
+            (false, Some(found)) => format!("the {what} has label {key}={found}, wanted {value}"),
+        })?;
+    }
+    Ok(())
+}
+
+fn node_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    for key in &ask.topology.node_spread {
+        let Some(own) = pool.node_labels.get(key) else {
+            return Err(format!("the node has no label {key} to spread over"));
+        };
+        let taken = ask.used_nodes.iter().find(|(_, labels)| labels.get(key) == Some(own));
+        if let Some((node, _)) = taken {
+            return Err(format!("node {node} has a replica and the same {key}={own}"));
+        }
+    }
+    Ok(())
+}
+
+fn pool_usable(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    pool.usable.clone()
+}
+
+fn pool_capacity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    check(pool.capacity_bytes >= ask.size_bytes, || {
+        format!(
+            "the pool has {} in all, the replica needs {}",
+            bytes(pool.capacity_bytes),
+            bytes(ask.size_bytes)
+        )
+    })
+}
+
+fn pool_free_space(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    let needed = if ask.thin && !ask.is_filled_at_once {
+        percent(ask.size_bytes, ask.limits.volume_commitment_initial_percent).max(FREE_BYTES_MIN)
+    } else {
+        ask.size_bytes
+    };
+    check(pool.free_bytes >= needed, || {
+        format!("the pool has {} free, {} are needed", bytes(pool.free_bytes), bytes(needed))
+    })
+}
+
+fn pool_overcommit(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    if !ask.thin {
+        return Ok(());
+    }
+    let limit = percent(pool.capacity_bytes, ask.limits.pool_commitment_percent);
+    let promised = pool.committed_bytes.saturating_add(ask.size_bytes);
+    check(promised < limit, || {
+        format!(
+            "{} would be promised on the pool, {} is the limit ({} % of its capacity)",
+            bytes(promised),
+            bytes(limit),
+            ask.limits.pool_commitment_percent
+        )
+    })
+}
+
+fn percent(of: u64, percent: u64) -> u64 {
+    let exact = u128::from(of) * u128::from(percent) / 100;
+    u64::try_from(exact).unwrap_or(u64::MAX)
+}

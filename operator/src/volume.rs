@@ -1,0 +1,492 @@
+//! Volumes: the verbs a caller has.
+//!
+//! Each verb takes the volume's guard, writes the intent, and then steps (observe, plan, apply) until the goal is
+//! reached or something is in the way. What is in the way of a caller is told to the caller, and what was begun is
+//! taken back; what is in the way of a reconciler is noted and tried again.
+
+pub(crate) mod apply;
+pub(crate) mod converge;
+pub(crate) mod observe;
+pub mod plan;
+pub mod status;
+pub mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engine_api::CNTLID_RANGE;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::core::Core;
+use crate::engines::watchdog::NodeStatus;
+use crate::error::{ErrorKind, Result, ServiceError};
+use crate::registry::{
+    GUARD_WAIT, Guard, HostAcl, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, TargetSpec, Topology,
+    VolumeOperation, VolumePolicy, VolumeSpec,
+};
+use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
+use converge::{Outcome, converge};
+use plan::{Reason, ReasonCode};
+use view::{Presence, VolumeView};
+
+/// The volume a caller wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVolume {
+    /// Its id.
+    pub uuid: Uuid,
+    /// The object in Kubernetes that asks for it.
+    pub origin: Option<Origin>,
+    /// Bytes that hosts shall see.
+    pub size: u64,
+    /// Replicas it shall have.
+    pub replicas: u8,
+    /// Replicas take space at first write.
+    pub thin: bool,
+    /// How it is healed.
+    pub policy: VolumePolicy,
+    /// Where its replicas may be.
+    pub topology: Topology,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How a caller wants a volume served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishVolume {
+    /// Must be on this node.
+    pub node: Option<String>,
+    /// Would rather be on this node.
+    pub preferred: Option<String>,
+    /// Who may connect.
+    pub hosts: HostAcl,
+}
+
+/// Controller ids of one target. Two targets in a row never share one, so that a host that still knows the old target
+/// does not take the new one's controller for it.
+const CNTLID_WINDOW: u16 = 2;
+
+/// Volumes of one term.
+#[derive(Clone, Copy, Debug)]
+pub struct Volumes<'a> {
+    core: &'a Core,
+}
+
+impl<'a> Volumes<'a> {
+    pub(crate) fn new(core: &'a Core) -> Self {
+        Self { core }
+    }
+
+    /// One volume as wanted.
+    pub fn get(self, uuid: Uuid) -> Result<VolumeSpec> {
+        let spec = self.core.registry.get::<VolumeSpec>(&uuid.to_string());
+        spec.ok_or_else(|| ServiceError::not_found(format!("volume {uuid}")))
+    }
+
+    /// All volumes as wanted, by id.
+    pub fn list(self) -> Vec<VolumeSpec> {
+        self.core.registry.all()
+    }
+
+    /// Everything known of a volume now.
+    pub fn view(self, uuid: Uuid) -> VolumeView {
+        observe::observe_memory(self.core, uuid)
+    }
+
+    /// Why the volume is not as wanted, as last found.
+    pub fn reasons(self, uuid: Uuid) -> Vec<Reason> {
+        self.core.volume_notes().get(&uuid).map(|notes| notes.reasons.clone()).unwrap_or_default()
+    }
+
+    /// Makes a volume. One that is being made by a call that was lost is finished, if it is the same.
+    /// [`ErrorKind::AlreadyExists`] when it exists; [`ErrorKind::ResourceExhausted`] when there is no place.
+    pub async fn create(self, request: CreateVolume) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        validate(&request)?;
+        let uuid = request.uuid;
+        let permit =
+            tokio::time::timeout(self.core.settings.limits.create_wait, self.core.creates.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(ServiceError::new(
+                ErrorKind::Aborted,
+                "too many volumes are being created, try again",
+            ));
+        };
+        let _guard = self.guard(uuid, "creating").await?;
+        let wanted = new_spec(request);
+        match self.core.registry.get::<VolumeSpec>(&uuid.to_string()) {
+            None => {
+                self.ensure_an_engine_is_online()?;
+                self.core.registry.create(wanted).await?;
+            }
+            Some(found) if found.status == SpecStatus::Deleting => {
+                return Err(ServiceError::new(
+                    ErrorKind::Deleting,
+                    format!("volume {uuid} is being deleted"),
+                ));
+            }
+            Some(found) if found.status == SpecStatus::Creating && is_same(&found, &wanted) => {}
+            Some(_) => {
+                return Err(ServiceError::new(ErrorKind::AlreadyExists, format!("volume {uuid} exists")));
+            }
+        }
+        let is_created = |view: &VolumeView| {
+            view.volume.as_ref().is_some_and(|volume| volume.status == SpecStatus::Created)
+        };
+        match self.drive(uuid, is_created).await {
+            Ok(()) => self.get(uuid),
+            Err(error) if error.is_fenced() => Err(error),
+            Err(error) => {
+                warn!(volume.id = %uuid, error = %error.chain(), "volume not created, rolling back");
+                self.roll_back_create(uuid).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes a volume, published or not, with its replicas. What is on nodes that do not answer goes when they
+    /// return.
+    pub async fn destroy(self, uuid: Uuid) -> Result<()> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "deleting").await?;
+        self.get(uuid)?;
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| v.status = SpecStatus::Deleting)
+            .await?;
+        self.drive(uuid, |view| view.volume.is_none()).await
+    }
+
+    /// Serves a volume. [`ErrorKind::AlreadyPublished`] when it is served; [`ErrorKind::FailedPrecondition`] while an
+    /// old target is not confirmed gone (SAFETY F1).
+    pub async fn publish(self, uuid: Uuid, request: PublishVolume) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "publishing").await?;
+        let spec = self.get(uuid)?;
+        ensure_created(&spec)?;
+        if let Some(target) = &spec.target {
+            let text = format!("volume {uuid} is published on node {}", target.node);
+            return Err(ServiceError::new(ErrorKind::AlreadyPublished, text));
+        }
+        // What an earlier target left behind goes first, or says why it cannot.
+        self.drive(uuid, |view| view.nexuses.is_empty()).await?;
+        let view = observe::observe(self.core, uuid).await?;
+        let node = self.choose_node(&view, &request)?;
+        let target = TargetSpec {
+            node: node.clone(),
+            nexus: Uuid::new_v4(),
+            hosts: request.hosts,
+            cntlids: (spec.next_cntlid, spec.next_cntlid + CNTLID_WINDOW - 1),
+        };
+        let nexus = target.nexus;
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.next_cntlid = cntlid_after(target.cntlids.1);
+                v.target = Some(target);
+                v.operation = Some(VolumeOperation::Publish);
+            })
+            .await?;
+        let serves = |view: &VolumeView| {
+            let is_finished = view.volume.as_ref().is_some_and(|volume| volume.operation.is_none());
+            is_finished
+                && view.target_nexus().and_then(|n| n.presence.here()).is_some_and(|n| n.device_uri.is_some())
+        };
+        match self.drive(uuid, serves).await {
+            Ok(()) => {
+                info!(volume.id = %uuid, nexus.id = %nexus, node.name = node, "volume published");
+                self.get(uuid)
+            }
+            Err(error) if error.is_fenced() => Err(error),
+            Err(error) => {
+                warn!(volume.id = %uuid, error = %error.chain(), "volume not published, rolling back");
+                self.roll_back_publish(uuid).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops serving a volume. Without `force` the target's node must answer. With it the volume counts as
+    /// unpublished at once; its old target is removed when its node answers, and no other is made before.
+    pub async fn unpublish(self, uuid: Uuid, force: bool) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "unpublishing").await?;
+        let spec = self.get(uuid)?;
+        let Some(target) = &spec.target else {
+            return Err(ServiceError::new(
+                ErrorKind::NotPublished,
+                format!("volume {uuid} is not published"),
+            ));
+        };
+        let view = observe::observe_memory(self.core, uuid);
+        let is_unknown = view.target_nexus().is_some_and(|nexus| nexus.presence == Presence::Unknown);
+        if is_unknown && !force {
+            return Err(ServiceError::precondition(format!(
+                "the target of volume {uuid} is on node {}, which does not answer: it may still serve. Unpublish by \
+                 force gives it up; no other target is made before the node answers",
+                target.node
+            )));
+        }
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.target = None;
+                v.operation = Some(VolumeOperation::Unpublish);
+            })
+            .await?;
+        let is_done = |view: &VolumeView| {
+            let is_finished = view.volume.as_ref().is_some_and(|volume| volume.operation.is_none());
+            is_finished && view.nexuses.iter().all(|nexus| nexus.presence == Presence::Unknown)
+        };
+        self.drive(uuid, is_done).await?;
+        info!(volume.id = %uuid, "volume unpublished");
+        self.get(uuid)
+    }
+
+    /// Gives a volume more or fewer replicas. More are made before this returns and filled after; fewer are removed
+    /// as soon as that is safe.
+    pub async fn set_replica_count(self, uuid: Uuid, count: u8) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        if count == 0 {
+            return Err(ServiceError::invalid("a volume has at least one replica"));
+        }
+        let _guard = self.guard(uuid, "changing the number of replicas").await?;
+        let spec = self.get(uuid)?;
+        ensure_created(&spec)?;
+        let before = spec.num_replicas;
+        if before == count {
+            let text = format!("volume {uuid} has {count} replicas already");
+            return Err(ServiceError::new(ErrorKind::ReplicaCountAchieved, text));
+        }
+        let id = uuid.to_string();
+        self.core.registry.update::<VolumeSpec>(&id, |v| v.num_replicas = count).await?;
+        let has_count = |view: &VolumeView| {
+            let live = view.replicas.iter().filter(|r| r.spec.status == SpecStatus::Created);
+            let going = view.replicas.iter().any(|r| r.spec.status != SpecStatus::Created);
+            live.count() == usize::from(count) && !going
+        };
+        match self.drive(uuid, has_count).await {
+            Ok(()) => {}
+            // Fewer replicas are a wish that is carried out when it can be; more are made now or not at all.
+            Err(error) if count < before && !error.is_fenced() => {
+                info!(volume.id = %uuid, reason = %error.chain(), "surplus replicas are removed later");
+            }
+            Err(error) if error.is_fenced() => return Err(error),
+            Err(error) => {
+                self.core.registry.update::<VolumeSpec>(&id, |v| v.num_replicas = before).await?;
+                return Err(error);
+            }
+        }
+        self.get(uuid)
+    }
+
+    /// Changes how a volume is healed.
+    pub async fn set_policy(self, uuid: Uuid, policy: VolumePolicy) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "changing the policy").await?;
+        self.get(uuid)?;
+        self.core.registry.update::<VolumeSpec>(&uuid.to_string(), |v| v.policy = policy).await
+    }
+
+    /// Changes who may connect to a published volume.
+    pub async fn set_hosts(self, uuid: Uuid, hosts: HostAcl) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "changing who may connect").await?;
+        if self.get(uuid)?.target.is_none() {
+            return Err(ServiceError::new(
+                ErrorKind::NotPublished,
+                format!("volume {uuid} is not published"),
+            ));
+        }
+        let wanted = hosts.to_engine();
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                if let Some(target) = &mut v.target {
+                    target.hosts = hosts;
+                }
+            })
+            .await?;
+        self.drive(uuid, |view| {
+            view.target_nexus().and_then(|n| n.presence.here()).is_some_and(|n| n.allowed_hosts == wanted)
+        })
+        .await?;
+        self.get(uuid)
+    }
+
+    /// Brings a volume, or what is left of it, nearer to what is wanted, as far as that can be done now. Returns
+    /// whether it is as wanted. [`ErrorKind::Conflict`] when somebody else is at it.
+    pub async fn reconcile(self, uuid: Uuid) -> Result<bool> {
+        let _guard = self.core.registry.guards().try_take(&ObjectKey::Volume(uuid), "reconciling")?;
+        converge::reconcile(self.core, uuid).await
+    }
+
+    async fn guard(self, uuid: Uuid, what: &'static str) -> Result<Guard> {
+        self.core.registry.guards().take(ObjectKey::Volume(uuid), what, GUARD_WAIT).await
+    }
+
+    /// Steps until the goal, for a caller.
+    async fn drive(self, uuid: Uuid, is_reached: impl Fn(&VolumeView) -> bool) -> Result<()> {
+        match converge(self.core, uuid, is_reached).await? {
+            Outcome::Reached => Ok(()),
+            Outcome::Waiting(reasons) => Err(refusal(&reasons)),
+        }
+    }
+
+    pub(crate) async fn roll_back_create(self, uuid: Uuid) {
+        let id = uuid.to_string();
+        let outcome = async {
+            self.core.registry.resolve_doubts().await?;
+            self.core.registry.update::<VolumeSpec>(&id, |v| v.status = SpecStatus::Deleting).await?;
+            self.drive(uuid, |view| view.volume.is_none()).await
+        };
+        if let Err(error) = outcome.await {
+            warn!(volume.id = %uuid, error = %error.chain(), "roll-back goes on later");
+        }
+    }
+
+    pub(crate) async fn roll_back_publish(self, uuid: Uuid) {
+        let outcome = async {
+            let view = observe::observe(self.core, uuid).await?;
+            let target =
+                view.volume.as_ref().and_then(|volume| volume.target.as_ref()).map(|target| target.nexus);
+            // A nexus that got as far as keeping a record may have been written to: its record is the newest.
+            let kept = target.filter(|nexus| view.records.contains_key(nexus));
+            self.core
+                .registry
+                .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                    v.target = None;
+                    v.operation = None;
+                    v.health_from = kept.or(v.health_from);
+                })
+                .await?;
+            self.drive(uuid, |view| view.nexuses.is_empty()).await
+        };
+        if let Err(error) = outcome.await {
+            warn!(volume.id = %uuid, error = %error.chain(), "roll-back goes on later");
+        }
+    }
+
+    fn choose_node(self, view: &VolumeView, request: &PublishVolume) -> Result<String> {
+        if let Some(node) = &request.node
+            && !view.nodes.contains_key(node)
+        {
+            return Err(ServiceError::not_found(format!("node {node}")));
+        }
+        let inner = self.core.registry.lock();
+        let candidates: Vec<NodeCandidate> = inner
+            .specs::<NodeSpec>()
+            .map(|node| NodeCandidate {
+                node: node.id.clone(),
+                is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
+                is_cordoned: node.is_cordoned(),
+                has_replica: view
+                    .replicas
+                    .iter()
+                    .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
+                nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
+            })
+            .collect();
+        let ask = TargetAsk { node: request.node.clone(), preferred: request.preferred.clone() };
+        match choose_target(&ask, &candidates) {
+            Ok(chosen) => Ok(chosen.node.clone()),
+            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
+        }
+    }
+
+    fn ensure_an_engine_is_online(self) -> Result<()> {
+        let inner = self.core.registry.lock();
+        let any = inner.states.nodes().any(|(_, state)| state.status == NodeStatus::Online);
+        if any { Ok(()) } else { Err(ServiceError::precondition("no engine is online")) }
+    }
+
+    /// Ids of all volumes that exist or have left something behind.
+    pub fn ids(self) -> Vec<Uuid> {
+        let inner = self.core.registry.lock();
+        let mut ids: Vec<Uuid> = inner.specs::<VolumeSpec>().map(|volume| volume.uuid).collect();
+        ids.extend(inner.specs::<ReplicaSpec>().map(|replica| replica.volume));
+        ids.extend(inner.specs::<crate::registry::NexusSpec>().map(|nexus| nexus.volume));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// Runs a verb to its end although its caller may go away: a call that was begun is finished or rolled back.
+pub async fn detached<T, F>(core: Arc<Core>, verb: impl FnOnce(Arc<Core>) -> F) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    match tokio::spawn(verb(core)).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            Err(ServiceError::new(ErrorKind::Internal, format!("the operation ended early: {error}")))
+        }
+    }
+}
+
+fn validate(request: &CreateVolume) -> Result<()> {
+    if request.size == 0 {
+        return Err(ServiceError::invalid("a volume's size is at least one byte"));
+    }
+    if request.replicas == 0 {
+        return Err(ServiceError::invalid("a volume has at least one replica"));
+    }
+    Ok(())
+}
+
+fn new_spec(request: CreateVolume) -> VolumeSpec {
+    VolumeSpec {
+        uuid: request.uuid,
+        origin: request.origin,
+        size: request.size,
+        labels: request.labels,
+        num_replicas: request.replicas,
+        thin: request.thin,
+        policy: request.policy,
+        topology: request.topology,
+        status: SpecStatus::Creating,
+        target: None,
+        operation: None,
+        health_from: None,
+        next_cntlid: *CNTLID_RANGE.start(),
+    }
+}
+
+fn is_same(found: &VolumeSpec, wanted: &VolumeSpec) -> bool {
+    (found.size, found.num_replicas, found.thin, &found.topology)
+        == (wanted.size, wanted.num_replicas, wanted.thin, &wanted.topology)
+}
+
+fn ensure_created(spec: &VolumeSpec) -> Result<()> {
+    match spec.status {
+        SpecStatus::Created => Ok(()),
+        SpecStatus::Creating => {
+            Err(ServiceError::precondition(format!("volume {} is being created", spec.uuid)))
+        }
+        SpecStatus::Deleting => {
+            Err(ServiceError::new(ErrorKind::Deleting, format!("volume {} is being deleted", spec.uuid)))
+        }
+    }
+}
+
+fn cntlid_after(last: u16) -> u16 {
+    let next = last.saturating_add(1);
+    let fits = next.saturating_add(CNTLID_WINDOW - 1) <= *CNTLID_RANGE.end();
+    if fits { next } else { *CNTLID_RANGE.start() }
+}
+
+/// What a caller is told when nothing more can be done now.
+fn refusal(reasons: &[Reason]) -> ServiceError {
+    let kind = match reasons.first().map(|reason| reason.code) {
+        Some(ReasonCode::NoPlace) => ErrorKind::ResourceExhausted,
+        Some(ReasonCode::Retrying) => ErrorKind::Aborted,
+        _ => ErrorKind::FailedPrecondition,
+    };
+    let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    ServiceError::new(
+        kind,
+        if texts.is_empty() { "nothing more can be done now".into() } else { texts.join("; ") },
+    )
+}

@@ -1,0 +1,326 @@
+//! Does one step of a volume's plan.
+
+use engine_api::{
+    AddChild, ChildAction, ChildRef, CreateNexus, CreateReplica, DestroyReplica,
+    ErrorKind as EngineErrorKind, Nexus, PoolSelector, Replica, Share,
+};
+use tracing::info;
+use uuid::Uuid;
+
+use super::plan::Step;
+use crate::core::Core;
+use crate::error::{Result, ServiceError};
+use crate::registry::states::Holdings;
+use crate::registry::{
+    NexusSpec, PoolSpec, ReplicaSpec, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
+};
+
+/// Does the step. An error leaves the world in a state that the next observation shows.
+pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> {
+    let registry = &core.registry;
+    match step {
+        Step::ReserveReplica { replica, pool, size_bytes, thin, healthy } => {
+            let spec = ReplicaSpec {
+                uuid: *replica,
+                size_bytes: *size_bytes,
+                pool: pool.clone(),
+                thin: *thin,
+                volume,
+                status: SpecStatus::Creating,
+                healthy: *healthy,
+            };
+            registry.create(spec).await
+        }
+        Step::CreateReplica { replica } => create_replica(core, *replica).await,
+        Step::ConfirmReplica { replica } => {
+            set_replica(core, *replica, |r| r.status = SpecStatus::Created).await
+        }
+        Step::ShareReplica { replica, host } => share_replica(core, *replica, host).await,
+        Step::UnshareReplica { replica } => unshare_replica(core, *replica).await,
+        Step::NoteHealth { replica, healthy } => set_replica(core, *replica, |r| r.healthy = *healthy).await,
+        Step::RetireReplica { replica } => {
+            set_replica(core, *replica, |r| r.status = SpecStatus::Deleting).await
+        }
+        Step::DestroyReplica { replica } => destroy_replica(core, *replica).await,
+        Step::ForgetReplica { replica } => {
+            registry.remove::<ReplicaSpec>(&replica.to_string()).await?;
+            registry.lock().states.forget(*replica);
+            Ok(())
+        }
+        Step::ReserveNexus { nexus } => reserve_nexus(core, volume, *nexus).await,
+        Step::CreateNexus { nexus, children } => create_nexus(core, volume, *nexus, children).await,
+        Step::PublishNexus { nexus, hosts } => publish_nexus(core, *nexus, hosts).await,
+        Step::ConfirmNexus { nexus } => set_nexus(core, *nexus, |n| n.status = SpecStatus::Created).await,
+        Step::RetireNexus { nexus } => set_nexus(core, *nexus, |n| n.status = SpecStatus::Deleting).await,
+        Step::DestroyNexus { nexus } => destroy_nexus(core, *nexus).await,
+        Step::ForgetNexus { nexus } => {
+            registry.remove::<NexusSpec>(&nexus.to_string()).await?;
+            registry.lock().states.forget(*nexus);
+            Ok(())
+        }
+        Step::AddChild { nexus, uri } => add_child(core, *nexus, uri).await,
+        Step::RemoveChild { nexus, uri } => remove_child(core, *nexus, uri).await,
+        Step::OnlineChild { nexus, uri } => online_child(core, *nexus, uri).await,
+        Step::DropRecord { nexus } => {
+            let objects = registry.objects();
+            let key = objects.keys().nexus_info(&volume.to_string(), &nexus.to_string());
+            Ok(objects.delete_key(&key).await?)
+        }
+        Step::ConfirmVolume => {
+            set_volume(core, volume, |v| v.status = SpecStatus::Created).await?;
+            info!(volume.id = %volume, "volume created");
+            Ok(())
+        }
+        Step::FinishOperation => finish(core, volume).await,
+        Step::ForgetVolume => {
+            registry.remove::<VolumeSpec>(&volume.to_string()).await?;
+            core.volume_notes().remove(&volume);
+            info!(volume.id = %volume, "volume deleted");
+            Ok(())
+        }
+    }
+}
+
+async fn finish(core: &Core, volume: Uuid) -> Result<()> {
+    set_volume(core, volume, |v| {
+        if v.operation != Some(VolumeOperation::Unpublish)
+            && let Some(target) = &v.target
+        {
+            v.health_from = Some(target.nexus);
+        }
+        v.operation = None;
+    })
+    .await
+}
+
+async fn set_volume(core: &Core, id: Uuid, change: impl FnOnce(&mut VolumeSpec)) -> Result<()> {
+    core.registry.update::<VolumeSpec>(&id.to_string(), change).await.map(drop)
+}
+
+async fn set_replica(core: &Core, id: Uuid, change: impl FnOnce(&mut ReplicaSpec)) -> Result<()> {
+    core.registry.update::<ReplicaSpec>(&id.to_string(), change).await.map(drop)
+}
+
+async fn set_nexus(core: &Core, id: Uuid, change: impl FnOnce(&mut NexusSpec)) -> Result<()> {
+    core.registry.update::<NexusSpec>(&id.to_string(), change).await.map(drop)
+}
+
+fn replica_and_pool(core: &Core, id: Uuid) -> Result<(ReplicaSpec, PoolSpec)> {
+    let replica = core.registry.get::<ReplicaSpec>(&id.to_string());
+    let replica = replica.ok_or_else(|| ServiceError::not_found(format!("replica {id}")))?;
+    let pool = core.registry.get::<PoolSpec>(&replica.pool);
+    let pool = pool.ok_or_else(|| ServiceError::not_found(format!("pool {}", replica.pool)))?;
+    Ok((replica, pool))
+}
+
+fn nexus_spec(core: &Core, id: Uuid) -> Result<NexusSpec> {
+    core.registry
+        .get::<NexusSpec>(&id.to_string())
+        .ok_or_else(|| ServiceError::not_found(format!("nexus {id}")))
+}
+
+/// Some refusals say that the step has been done before: the observation that follows shows whether that is so.
+fn settled_by(
+    outcome: std::result::Result<(), (ServiceError, EngineErrorKind)>,
+    done: &[EngineErrorKind],
+) -> Result<()> {
+    match outcome {
+        Err((_, kind)) if done.contains(&kind) => Ok(()),
+        other => other.map_err(|(error, _)| error),
+    }
+}
+
+fn note_replica(held: &mut Holdings, replica: Replica) {
+    held.replicas.insert(replica.uuid, replica);
+}
+
+fn note_nexus(held: &mut Holdings, nexus: Nexus) {
+    held.nexuses.insert(nexus.uuid, nexus);
+}
+
+async fn create_replica(core: &Core, id: Uuid) -> Result<()> {
+    let (replica, pool) = replica_and_pool(core, id)?;
+    let request = CreateReplica {
+        name: id.to_string(),
+        uuid: id,
+        pool: pool.uuid.to_string(),
+        size_bytes: replica.size_bytes,
+        thin: replica.thin,
+        share: None,
+        entity_id: Some(replica.volume.to_string()),
+    };
+    let asked = || format!("create replica {id} in pool {}", pool.id);
+    let outcome = core
+        .engines
+        .change(
+            &pool.node,
+            id,
+            asked,
+            |engine, call| async move { engine.create_replica(call, request).await },
+            note_replica,
+        )
+        .await;
+    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+}
+
+async fn destroy_replica(core: &Core, id: Uuid) -> Result<()> {
+    let (_, pool) = replica_and_pool(core, id)?;
+    let request = DestroyReplica { uuid: id, pool: Some(PoolSelector::Uuid(pool.uuid)) };
+    let outcome = core
+        .engines
+        .change(
+            &pool.node,
+            id,
+            || format!("destroy replica {id} in pool {}", pool.id),
+            |engine, call| async move { engine.destroy_replica(call, request).await },
+            |held, ()| drop(held.replicas.remove(&id)),
+        )
+        .await;
+    settled_by(outcome, &[EngineErrorKind::Gone, EngineErrorKind::NotFound])
+}
+
+async fn share_replica(core: &Core, id: Uuid, host: &str) -> Result<()> {
+    let (_, pool) = replica_and_pool(core, id)?;
+    let share = Share { allowed_hosts: vec![host.to_owned()] };
+    let outcome = core
+        .engines
+        .change(
+            &pool.node,
+            id,
+            || format!("export replica {id} to {host}"),
+            |engine, call| async move { engine.share_replica(call, id, share).await },
+            note_replica,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+async fn unshare_replica(core: &Core, id: Uuid) -> Result<()> {
+    let (_, pool) = replica_and_pool(core, id)?;
+    let outcome = core
+        .engines
+        .change(
+            &pool.node,
+            id,
+            || format!("withdraw the export of replica {id}"),
+            |engine, call| async move { engine.unshare_replica(call, id).await },
+            note_replica,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+async fn reserve_nexus(core: &Core, volume: Uuid, nexus: Uuid) -> Result<()> {
+    let spec = core.registry.get::<VolumeSpec>(&volume.to_string());
+    let spec = spec.ok_or_else(|| ServiceError::not_found(format!("volume {volume}")))?;
+    let Some(TargetSpec { node, cntlids, .. }) = spec.target else {
+        return Err(ServiceError::precondition(format!("volume {volume} is not published any more")));
+    };
+    let nexus =
+        NexusSpec { uuid: nexus, volume, node, size_bytes: spec.size, cntlids, status: SpecStatus::Creating };
+    core.registry.create(nexus).await
+}
+
+async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String]) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let keys = core.registry.objects().keys();
+    let request = CreateNexus {
+        name: volume.to_string(),
+        uuid: id,
+        size_bytes: spec.size_bytes,
+        cntlids: spec.cntlids.0..=spec.cntlids.1,
+        reservation: None,
+        children: children.to_vec(),
+        info_key: Some(keys.nexus_info(&volume.to_string(), &id.to_string())),
+    };
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            volume,
+            || format!("create nexus {id} of volume {volume}"),
+            |engine, call| async move { engine.create_nexus(call, request).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+}
+
+async fn publish_nexus(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let share = Share { allowed_hosts: hosts.to_vec() };
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("export nexus {id} of volume {}", spec.volume),
+            |engine, call| async move { engine.publish_nexus(call, id, share).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+async fn destroy_nexus(core: &Core, id: Uuid) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("destroy nexus {id} of volume {}", spec.volume),
+            |engine, call| async move { engine.destroy_nexus(call, id).await },
+            |held, ()| drop(held.nexuses.remove(&id)),
+        )
+        .await;
+    settled_by(outcome, &[EngineErrorKind::NotFound, EngineErrorKind::Gone])
+}
+
+async fn add_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let request = AddChild { nexus: id, uri: uri.to_owned(), rebuild: true };
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("add {uri} to nexus {id}"),
+            |engine, call| async move { engine.add_child(call, request).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+}
+
+async fn remove_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let child = ChildRef { nexus: id, uri: uri.to_owned() };
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("remove {uri} from nexus {id}"),
+            |engine, call| async move { engine.remove_child(call, child).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+async fn online_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let child = ChildRef { nexus: id, uri: uri.to_owned() };
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("bring {uri} back into nexus {id}"),
+            |engine, call| async move { engine.child_operation(call, child, ChildAction::Online).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[])
+}

@@ -1,0 +1,202 @@
+//! Gathers what a decision about one volume looks at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine_api::ChildState;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::plan::Step;
+use super::view::{NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView};
+use crate::core::Core;
+use crate::error::{ErrorKind, Result, ServiceError};
+use crate::registry::{Inner, NexusSpec, NodeSpec, PoolSpec, ReplicaSpec, SpecStatus, VolumeSpec};
+use crate::scheduler::PoolCandidate;
+
+/// The view of one moment. Records are read from the store where a decision may turn on them.
+pub(crate) async fn observe(core: &Core, uuid: Uuid) -> Result<VolumeView> {
+    core.registry.resolve_doubts().await?;
+    let mut view = observe_memory(core, uuid);
+    for nexus in records_wanted(&view) {
+        if let Some(record) = read_record(core, uuid, nexus).await? {
+            view.records.insert(nexus, record);
+        }
+    }
+    Ok(view)
+}
+
+/// The view without the records.
+pub(crate) fn observe_memory(core: &Core, uuid: Uuid) -> VolumeView {
+    let mut barred: BTreeMap<Step, String> = BTreeMap::new();
+    let mut refused_by: BTreeMap<String, String> = BTreeMap::new();
+    {
+        let notes = core.volume_notes();
+        let active = notes.get(&uuid).map(|notes| notes.bars.active()).unwrap_or_default();
+        for (step, (why, _)) in active {
+            if let Step::ReserveReplica { pool, .. } = &step {
+                refused_by.insert(pool.clone(), why.clone());
+            }
+            barred.insert(step, why);
+        }
+    }
+    let mut inner = core.registry.lock();
+    let replicas = replica_views(&mut inner, uuid);
+    let nexuses = nexus_views(&mut inner, uuid);
+    let mut pools = pool_candidates(&inner);
+    for pool in &mut pools {
+        if let Some(why) = refused_by.get(&pool.pool) {
+            pool.usable = Err(format!("it refused a replica of this volume lately: {why}"));
+        }
+    }
+    VolumeView {
+        uuid,
+        volume: inner.spec::<VolumeSpec>(&uuid.to_string()).cloned(),
+        replicas,
+        nexuses,
+        nodes: node_views(&inner),
+        pools,
+        records: BTreeMap::new(),
+        barred,
+        fresh: Uuid::new_v4(),
+        settings: core.settings.heal.clone(),
+    }
+}
+
+fn replica_views(inner: &mut Inner, volume: Uuid) -> Vec<ReplicaView> {
+    let specs: Vec<ReplicaSpec> =
+        inner.specs::<ReplicaSpec>().filter(|replica| replica.volume == volume).cloned().collect();
+    specs
+        .into_iter()
+        .map(|spec| {
+            let pool = inner.spec::<PoolSpec>(&spec.pool).cloned();
+            let node = pool.as_ref().map(|pool| pool.node.clone()).unwrap_or_default();
+            let presence = match (&pool, inner.states.believed(&node)) {
+                // A pool goes only when it is empty: what it held is gone.
+                (None, _) => Presence::Missing,
+                (Some(_), None) => Presence::Unknown,
+                (Some(_), Some(held)) => match held.replicas.get(&spec.uuid) {
+                    Some(replica) => Presence::Here(replica.clone()),
+                    None if held.pools.contains_key(&spec.pool) => Presence::Missing,
+                    None => Presence::Unknown,
+                },
+            };
+            let away_for = inner.states.absent_for(spec.uuid, presence.here().is_some());
+            ReplicaView { spec, node, presence, away_for }
+        })
+        .collect()
+}
+
+fn nexus_views(inner: &mut Inner, volume: Uuid) -> Vec<NexusView> {
+    let specs: Vec<NexusSpec> =
+        inner.specs::<NexusSpec>().filter(|nexus| nexus.volume == volume).cloned().collect();
+    specs
+        .into_iter()
+        .map(|spec| {
+            let presence = match inner.states.believed(&spec.node) {
+                None => Presence::Unknown,
+                Some(held) => held.nexuses.get(&spec.uuid).cloned().map_or(Presence::Missing, Presence::Here),
+            };
+            // Counted from when its engine answers again: only then can it be made again.
+            let missing_for = inner.states.absent_for(spec.uuid, presence != Presence::Missing);
+            NexusView { spec, presence, missing_for }
+        })
+        .collect()
+}
+
+fn node_views(inner: &Inner) -> BTreeMap<String, NodeView> {
+    inner
+        .specs::<NodeSpec>()
+        .map(|node| {
+            let status = inner.states.node(&node.id).map(|state| state.status);
+            let view = NodeView {
+                status: status.unwrap_or(crate::engines::watchdog::NodeStatus::Unknown),
+                host_nqn: node.host_nqn(),
+                labels: node.labels.clone(),
+            };
+            (node.id.clone(), view)
+        })
+        .collect()
+}
+
+/// Every pool as placement sees it, with what is promised to replicas that are not made yet taken off.
+pub(crate) fn pool_candidates(inner: &Inner) -> Vec<PoolCandidate> {
+    inner.specs::<PoolSpec>().map(|pool| pool_candidate(inner, pool)).collect()
+}
+
+fn pool_candidate(inner: &Inner, spec: &PoolSpec) -> PoolCandidate {
+    let node = inner.spec::<NodeSpec>(&spec.node);
+    let held = inner.states.believed(&spec.node);
+    let shown = held.and_then(|held| held.pools.get(&spec.id));
+    let replicas: Vec<&ReplicaSpec> =
+        inner.specs::<ReplicaSpec>().filter(|replica| replica.pool == spec.id).collect();
+    let promised: Vec<&&ReplicaSpec> = replicas
+        .iter()
+        .filter(|replica| held.is_none_or(|held| !held.replicas.contains_key(&replica.uuid)))
+        .collect();
+    let promised_thick: u64 = promised.iter().filter(|r| !r.thin).map(|r| r.size_bytes).sum();
+    let promised_all: u64 = promised.iter().map(|r| r.size_bytes).sum();
+    let usable = match (spec.status, shown.map(|pool| pool.state)) {
+        (SpecStatus::Creating, _) => Err("it is being created".to_owned()),
+        (SpecStatus::Deleting, _) => Err("it is being deleted".to_owned()),
+        (SpecStatus::Created, None) => Err("it is not loaded".to_owned()),
+        (SpecStatus::Created, Some(engine_api::PoolState::Online | engine_api::PoolState::Degraded)) => {
+            Ok(())
+        }
+        (SpecStatus::Created, Some(state)) => Err(format!("its state is {state:?}")),
+    };
+    let (capacity, used, committed) =
+        shown.map_or((0, 0, 0), |pool| (pool.capacity_bytes, pool.used_bytes, pool.committed_bytes));
+    PoolCandidate {
+        pool: spec.id.clone(),
+        node: spec.node.clone(),
+        node_labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
+        node_is_online: held.is_some(),
+        node_cordons: node.map(|node| node.cordon_labels.clone()).unwrap_or_default(),
+        labels: spec.labels.clone(),
+        usable,
+        capacity_bytes: capacity,
+        free_bytes: capacity.saturating_sub(used).saturating_sub(promised_thick),
+        committed_bytes: committed.saturating_add(promised_all),
+        replicas: replicas.len(),
+    }
+}
+
+/// The nexuses whose records matter: while a target serves and nothing is under way, none does.
+fn records_wanted(view: &VolumeView) -> BTreeSet<Uuid> {
+    let Some(volume) = &view.volume else { return BTreeSet::new() };
+    let target = volume.target.as_ref().map(|target| target.nexus);
+    let serves = view
+        .target_nexus()
+        .and_then(|nexus| nexus.presence.here())
+        .is_some_and(|shown| shown.children.iter().any(|child| child.state == ChildState::Online));
+    let is_quiet = serves
+        && volume.status == SpecStatus::Created
+        && volume.operation.is_none()
+        && volume.health_from == target;
+    if is_quiet { BTreeSet::new() } else { target.into_iter().chain(volume.health_from).collect() }
+}
+
+/// The record as engines write it: `{"clean_shutdown":…,"children":[{"uuid":…,"healthy":…}]}`.
+#[derive(Deserialize)]
+struct StoredRecord {
+    children: Vec<StoredChild>,
+}
+
+#[derive(Deserialize)]
+struct StoredChild {
+    uuid: Uuid,
+    healthy: bool,
+}
+
+async fn read_record(core: &Core, volume: Uuid, nexus: Uuid) -> Result<Option<NexusRecord>> {
+    let objects = core.registry.objects();
+    let key = objects.keys().nexus_info(&volume.to_string(), &nexus.to_string());
+    let Some(found) = objects.read_key(&key).await? else { return Ok(None) };
+    let stored: StoredRecord = serde_json::from_slice(&found.value).map_err(|error| {
+        // Who has all data is not guessed.
+        ServiceError::new(ErrorKind::Internal, format!("the record {key} cannot be read: {error}"))
+    })?;
+    let known = stored.children.iter().map(|child| child.uuid).collect();
+    let healthy = stored.children.iter().filter(|child| child.healthy).map(|child| child.uuid).collect();
+    Ok(Some(NexusRecord { healthy, known }))
+}

@@ -1,0 +1,13 @@
+//! The whole operator on engines in memory: one binary, one laboratory.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
+mod converge;
+mod crash;
+mod identity;
+mod lab;
+mod leader;
+mod plan;
+mod rest;
+mod scripts;
+mod volumes;

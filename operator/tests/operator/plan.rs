@@ -1,0 +1,535 @@
+//! The plan of a volume, story by story: what it sees, and the one step it takes or the reason it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use engine_api::{
+    AnaState, Child, ChildReason, ChildState, Nexus, NexusState, Replica, ReplicaKind, ReplicaUsage,
+    node_host_nqn,
+};
+use operator::engines::watchdog::NodeStatus;
+use operator::registry::{
+    HostAcl, NexusSpec, ReplicaSpec, SpecStatus, TargetSpec, Topology, VolumeOperation, VolumePolicy,
+    VolumeSpec,
+};
+use operator::scheduler::PoolCandidate;
+use operator::volume::plan::{Plan, ReasonCode, Step, plan};
+use operator::volume::view::{
+    HealSettings, NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView,
+};
+use uuid::Uuid;
+
+const GIB: u64 = 1 << 30;
+const LONG: Duration = Duration::from_secs(3600);
+
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+const NEXUS: u128 = 0x90;
+
+/// A volume of two replicas, 1 on node a and 2 on node b, with a spare pool on node c.
+struct Scene {
+    view: VolumeView,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let nodes = ["a", "b", "c"].map(|name| {
+            let node = NodeView {
+                status: NodeStatus::Online,
+                host_nqn: node_host_nqn(name),
+                labels: BTreeMap::new(),
+            };
+            (name.to_owned(), node)
+        });
+        let volume = VolumeSpec {
+            uuid: id(7),
+            origin: None,
+            size: GIB,
+            labels: BTreeMap::new(),
+            num_replicas: 2,
+            thin: true,
+            policy: VolumePolicy::default(),
+            topology: Topology::default(),
+            status: SpecStatus::Created,
+            target: None,
+            operation: None,
+            health_from: None,
+            next_cntlid: 1,
+        };
+        let view = VolumeView {
+            uuid: id(7),
+            volume: Some(volume),
+            replicas: Vec::new(),
+            nexuses: Vec::new(),
+            nodes: nodes.into(),
+            pools: ["a", "b", "c"].map(pool).into(),
+            records: BTreeMap::new(),
+            barred: BTreeMap::new(),
+            fresh: id(0xf),
+            settings: HealSettings::default(),
+        };
+        Self { view }.replica(1, "a").replica(2, "b")
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut VolumeView)) -> Self {
+        change(&mut self.view);
+        self
+    }
+
+    fn volume(self, change: impl FnOnce(&mut VolumeSpec)) -> Self {
+        self.with(|view| change(view.volume.as_mut().expect("the scene has a volume")))
+    }
+
+    fn replica(self, n: u128, node: &str) -> Self {
+        let spec = ReplicaSpec {
+            uuid: id(n),
+            size_bytes: GIB,
+            pool: format!("pool-{node}"),
+            thin: true,
+            volume: id(7),
+            status: SpecStatus::Created,
+            healthy: true,
+        };
+        let presence = Presence::Here(shown_replica(n, node));
+        let view = ReplicaView { spec, node: node.into(), presence, away_for: Duration::ZERO };
+        self.with(|scene| scene.replicas.push(view))
+    }
+
+    /// Published from node a, nexus in this state on its engine.
+    fn published(self, presence: Presence<Nexus>) -> Self {
+        let target = TargetSpec { node: "a".into(), nexus: id(NEXUS), hosts: HostAcl::Any, cntlids: (1, 2) };
+        let spec = NexusSpec {
+            uuid: id(NEXUS),
+            volume: id(7),
+            node: "a".into(),
+            size_bytes: GIB,
+            cntlids: (1, 2),
+            status: SpecStatus::Created,
+        };
+        let scene = self.volume(|volume| {
+            volume.target = Some(target);
+            volume.health_from = Some(id(NEXUS));
+        });
+        let scene =
+            scene.with(|view| view.nexuses.push(NexusView { spec, presence, missing_for: Duration::ZERO }));
+        scene.with(|view| {
+            // As the nexus needs them: the local one not exported, the remote one to node a only.
+            view.replicas[1].presence = Presence::Here(shared_to(2, "b", "a"));
+        })
+    }
+
+    fn serving(self) -> Self {
+        self.published(Presence::Here(shown_nexus(&[
+            child(1, ChildState::Online),
+            child(2, ChildState::Online),
+        ])))
+    }
+
+    fn gone(self, replica: usize, away_for: Duration) -> Self {
+        self.with(|view| {
+            let node = view.replicas[replica].node.clone();
+            view.nodes.get_mut(&node).expect("known").status = NodeStatus::Offline;
+            view.pools
+                .iter_mut()
+                .filter(|pool| pool.node == node)
+                .for_each(|pool| pool.node_is_online = false);
+            view.replicas[replica].presence = Presence::Unknown;
+            view.replicas[replica].away_for = away_for;
+        })
+    }
+
+    fn child_is(self, n: u128, state: ChildState, reason: ChildReason) -> Self {
+        self.with(|view| {
+            if let Presence::Here(nexus) = &mut view.nexuses[0].presence {
+                let uri = uri_of(n);
+                let found =
+                    nexus.children.iter_mut().find(|child| child.uri == uri).expect("a child of the scene");
+                (found.state, found.reason) = (state, reason);
+                nexus.state = NexusState::Degraded;
+            }
+            // What the registry noted follows what the nexus shows.
+            let noted =
+                view.replicas.iter_mut().find(|r| r.spec.uuid == id(n)).expect("a replica of the scene");
+            noted.spec.healthy = state == ChildState::Online;
+        })
+    }
+
+    fn step(&self) -> Step {
+        match plan(&self.view) {
+            Plan::Act(step) => step,
+            other => panic!("a step was expected: {other:?}"),
+        }
+    }
+
+    fn codes(&self) -> Vec<ReasonCode> {
+        match plan(&self.view) {
+            Plan::Wait(reasons) => reasons.iter().map(|reason| reason.code).collect(),
+            Plan::Settled => Vec::new(),
+            Plan::Act(step) => panic!("no step was expected: {step:?}"),
+        }
+    }
+
+    fn texts(&self) -> String {
+        match plan(&self.view) {
+            Plan::Wait(reasons) => reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            other => panic!("reasons were expected: {other:?}"),
+        }
+    }
+}
+
+fn pool(node: &str) -> PoolCandidate {
+    PoolCandidate {
+        pool: format!("pool-{node}"),
+        node: node.into(),
+        node_labels: BTreeMap::new(),
+        node_is_online: true,
+        node_cordons: BTreeSet::new(),
+        labels: BTreeMap::new(),
+        usable: Ok(()),
+        capacity_bytes: 100 * GIB,
+        free_bytes: 100 * GIB,
+        committed_bytes: 0,
+        replicas: 1,
+    }
+}
+
+fn shown_replica(n: u128, node: &str) -> Replica {
+    Replica {
+        uuid: id(n),
+        name: id(n).to_string(),
+        kind: ReplicaKind::Replica,
+        pool_uuid: id(0x700),
+        pool_name: format!("pool-{node}"),
+        size_bytes: GIB,
+        thin: true,
+        shared: false,
+        uri: format!("bdev:///{}?uuid={}", id(n), id(n)),
+        allowed_hosts: Vec::new(),
+        usage: ReplicaUsage::default(),
+        entity_id: None,
+    }
+}
+
+fn shared_to(n: u128, node: &str, to: &str) -> Replica {
+    Replica { shared: true, uri: uri_of(n), allowed_hosts: vec![node_host_nqn(to)], ..shown_replica(n, node) }
+}
+
+/// Where node a's nexus finds a replica: 1 is local.
+fn uri_of(n: u128) -> String {
+    match n {
+        1 => format!("bdev:///{}?uuid={}", id(1), id(1)),
+        _ => format!("nvmf+tcp://10.0.0.{n}:8420/nqn:{}?uuid={}", id(n), id(n)),
+    }
+}
+
+fn child(n: u128, state: ChildState) -> Child {
+    Child {
+        uri: uri_of(n),
+        state,
+        reason: ChildReason::None,
+        rebuild_percent: None,
+        device_name: None,
+        faulted_at: None,
+        is_missed_known: false,
+    }
+}
+
+fn shown_nexus(children: &[Child]) -> Nexus {
+    Nexus {
+        uuid: id(NEXUS),
+        name: id(7).to_string(),
+        size_bytes: GIB,
+        state: NexusState::Online,
+        children: children.to_vec(),
+        device_uri: Some("nvmf+tcp://10.0.0.1:8420/nqn".into()),
+        rebuilds: 0,
+        ana_state: AnaState::Optimized,
+        allowed_hosts: Vec::new(),
+    }
+}
+
+fn record(healthy: &[u128], known: &[u128]) -> NexusRecord {
+    NexusRecord {
+        healthy: healthy.iter().copied().map(id).collect(),
+        known: known.iter().copied().map(id).collect(),
+    }
+}
+
+#[test]
+fn a_volume_as_wanted_is_left_alone() {
+    assert_eq!(plan(&Scene::new().view), Plan::Settled);
+    assert_eq!(plan(&Scene::new().serving().view), Plan::Settled);
+}
+
+#[test]
+fn a_missing_replica_is_reserved_before_it_is_made_and_confirmed_after() {
+    let scene = Scene::new().with(|view| drop(view.replicas.pop()));
+    let Step::ReserveReplica { pool, healthy, .. } = scene.step() else { panic!("{:?}", scene.step()) };
+    assert_eq!((pool.as_str(), healthy), ("pool-b", true), "never written to: it lacks nothing");
+
+    let creating = Scene::new().with(|view| view.replicas[1].spec.status = SpecStatus::Creating);
+    assert_eq!(creating.step(), Step::ConfirmReplica { replica: id(2) });
+    let missing = creating.with(|view| view.replicas[1].presence = Presence::Missing);
+    assert_eq!(missing.step(), Step::CreateReplica { replica: id(2) });
+}
+
+#[test]
+fn the_reason_for_no_place_names_the_filter_pool_by_pool() {
+    let scene = Scene::new().with(|view| {
+        view.replicas.pop();
+        view.pools.iter_mut().for_each(|pool| pool.capacity_bytes = GIB / 2);
+    });
+    assert_eq!(scene.codes(), [ReasonCode::NoPlace]);
+    let text = scene.texts();
+    assert!(text.contains("pool pool-a on a: node_unused"), "{text}");
+    assert!(text.contains("pool pool-b on b: pool_capacity: the pool has 512.0 MiB in all"), "{text}");
+}
+
+#[test]
+fn a_target_is_reserved_made_of_local_and_exported_remote_replicas_published_and_confirmed() {
+    let publish = |scene: Scene| scene.volume(|volume| volume.operation = Some(VolumeOperation::Publish));
+    let reserved = publish(Scene::new().published(Presence::Missing)).with(|view| view.nexuses.clear());
+    assert_eq!(reserved.step(), Step::ReserveNexus { nexus: id(NEXUS) });
+
+    let creating = || {
+        publish(Scene::new().published(Presence::Missing))
+            .with(|v| v.nexuses[0].spec.status = SpecStatus::Creating)
+    };
+    let not_exported =
+        creating().with(|view| view.replicas[1].presence = Presence::Here(shown_replica(2, "b")));
+    assert_eq!(not_exported.step(), Step::ShareReplica { replica: id(2), host: node_host_nqn("a") });
+    let to_another =
+        creating().with(|view| view.replicas[1].presence = Presence::Here(shared_to(2, "b", "c")));
+    assert_eq!(to_another.step(), Step::ShareReplica { replica: id(2), host: node_host_nqn("a") });
+    assert_eq!(
+        creating().step(),
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)] }
+    );
+
+    let made = creating().with(|view| {
+        let online = [child(1, ChildState::Online), child(2, ChildState::Online)];
+        view.nexuses[0].presence = Presence::Here(Nexus { device_uri: None, ..shown_nexus(&online) });
+    });
+    assert_eq!(made.step(), Step::PublishNexus { nexus: id(NEXUS), hosts: Vec::new() });
+    let served = made.with(|view| {
+        let online = [child(1, ChildState::Online), child(2, ChildState::Online)];
+        view.nexuses[0].presence = Presence::Here(shown_nexus(&online));
+    });
+    assert_eq!(served.step(), Step::ConfirmNexus { nexus: id(NEXUS) });
+    let confirmed = served.with(|view| view.nexuses[0].spec.status = SpecStatus::Created);
+    assert_eq!(confirmed.step(), Step::FinishOperation);
+}
+
+#[test]
+fn c8_an_empty_list_of_hosts_admits_nobody() {
+    let scene = Scene::new().serving().volume(|volume| {
+        volume.target.as_mut().expect("published").hosts = HostAcl::Hosts(BTreeSet::new());
+    });
+    let Step::PublishNexus { hosts, .. } = scene.step() else { panic!("{:?}", scene.step()) };
+    assert_eq!(hosts, [operator::registry::NOBODY]);
+}
+
+#[test]
+fn f1_no_target_is_made_while_an_old_one_is_not_confirmed_gone() {
+    let old = |presence| {
+        let scene = Scene::new().published(presence);
+        scene.with(|view| {
+            view.nexuses[0].spec.status = SpecStatus::Deleting;
+            let target = view.volume.as_mut().and_then(|volume| volume.target.as_mut()).expect("published");
+            target.nexus = id(0x91);
+            target.node = "b".into();
+        })
+    };
+    let unreachable = old(Presence::Unknown);
+    assert_eq!(unreachable.codes(), [ReasonCode::OldTargetNotGone]);
+    assert!(unreachable.texts().contains("on node a is not confirmed gone"), "{}", unreachable.texts());
+    let answers = old(Presence::Here(shown_nexus(&[])));
+    assert_eq!(answers.step(), Step::DestroyNexus { nexus: id(NEXUS) });
+    let confirmed = old(Presence::Missing);
+    assert_eq!(confirmed.step(), Step::ForgetNexus { nexus: id(NEXUS) });
+    let free = old(Presence::Missing).with(|view| view.nexuses.clear());
+    assert_eq!(free.step(), Step::ReserveNexus { nexus: id(0x91) });
+}
+
+#[test]
+fn a_nexus_that_a_restart_lost_is_made_of_the_replicas_that_have_all_data() {
+    let lost = |healthy: &[u128]| {
+        let record = record(healthy, &[1, 2]);
+        Scene::new().published(Presence::Missing).with(|view| drop(view.records.insert(id(NEXUS), record)))
+    };
+    let both = lost(&[1, 2]);
+    assert_eq!(both.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)] });
+    let one = lost(&[2]);
+    assert_eq!(
+        one.step(),
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)] },
+        "1 missed writes"
+    );
+    // The registry noted both as healthy before the operator went down: the record is newer and decides.
+    let only_stale = lost(&[2]).gone(1, Duration::ZERO);
+    assert_eq!(only_stale.codes(), [ReasonCode::NoHealthyReplica]);
+    assert!(only_stale.texts().contains(&format!("{} on b", id(2))), "{}", only_stale.texts());
+}
+
+#[test]
+fn healthy_replicas_are_waited_for_shortly_before_a_nexus_is_made_without_them() {
+    let scene = Scene::new().published(Presence::Missing).gone(1, Duration::ZERO);
+    assert_eq!(scene.codes(), [ReasonCode::WaitingForReplicas]);
+    let later = scene.with(|view| view.nexuses[0].missing_for = LONG);
+    assert_eq!(later.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1)] });
+}
+
+#[test]
+fn a_child_that_came_back_is_brought_back_and_one_the_engine_does_not_open_is_added_anew() {
+    let online = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
+    assert_eq!(online.step(), Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) });
+    let refused = online.with(|view| {
+        view.barred.insert(Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) }, "no".into());
+    });
+    assert_eq!(refused.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
+    let dead = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::CannotOpen);
+    assert_eq!(dead.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
+    let removed = Scene::new()
+        .published(Presence::Here(shown_nexus(&[child(1, ChildState::Online)])))
+        .with(|view| view.replicas[1].spec.healthy = false);
+    assert_eq!(removed.step(), Step::AddChild { nexus: id(NEXUS), uri: uri_of(2) });
+}
+
+#[test]
+fn what_the_nexus_shows_of_a_replica_is_noted_for_the_day_it_is_gone() {
+    let scene = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
+    let scene = scene.with(|view| view.replicas[1].spec.healthy = true);
+    assert_eq!(scene.step(), Step::NoteHealth { replica: id(2), healthy: false });
+}
+
+#[test]
+fn the_last_replicas_that_failed_together_are_not_noted_as_bad() {
+    let scene = Scene::new()
+        .serving()
+        .child_is(1, ChildState::Faulted, ChildReason::IoFailure)
+        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
+        .with(|view| view.replicas.iter_mut().for_each(|replica| replica.spec.healthy = true));
+    assert!(matches!(scene.step(), Step::OnlineChild { .. }), "{:?}", scene.step());
+}
+
+#[test]
+fn a_replica_that_is_away_is_waited_for_then_replaced_then_removed() {
+    let faulted =
+        |away| Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure).gone(1, away);
+    assert_eq!(faulted(Duration::from_secs(5)).codes(), [ReasonCode::ReplicaAway]);
+    let Step::ReserveReplica { pool, healthy, .. } = faulted(LONG).step() else { panic!("replaced") };
+    assert_eq!((pool.as_str(), healthy), ("pool-c", false), "it lacks everything");
+    let kept = faulted(LONG).volume(|volume| volume.policy.self_heal = false);
+    assert_eq!(kept.codes(), [ReasonCode::SelfHealOff, ReasonCode::ReplicaAway]);
+    let patient = faulted(LONG).volume(|volume| volume.policy.replace_after = Some(LONG * 2));
+    assert_eq!(patient.codes(), [ReasonCode::ReplicaAway]);
+
+    let replaced = |state| {
+        faulted(LONG).replica(3, "c").with(|view| {
+            view.replicas[2].presence = Presence::Here(shared_to(3, "c", "a"));
+            if let Presence::Here(nexus) = &mut view.nexuses[0].presence {
+                let reason =
+                    if state == ChildState::Online { ChildReason::None } else { ChildReason::OutOfSync };
+                nexus.children.push(Child { reason, ..child(3, state) });
+            }
+            view.replicas[2].spec.healthy = state == ChildState::Online;
+        })
+    };
+    let filling = replaced(ChildState::Degraded).codes();
+    assert_eq!(
+        filling,
+        [ReasonCode::ReplicaAway, ReasonCode::Rebuilding],
+        "the lost one stays until 3 is ready"
+    );
+    assert_eq!(replaced(ChildState::Online).step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
+}
+
+#[test]
+fn the_last_replica_with_all_data_is_never_removed_or_replaced() {
+    let only_bad = Scene::new()
+        .serving()
+        .child_is(1, ChildState::Faulted, ChildReason::IoFailure)
+        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
+        .gone(0, LONG)
+        .gone(1, LONG)
+        .volume(|volume| volume.num_replicas = 1);
+    // Its node is gone with the replica, and nothing is known better.
+    let codes = only_bad.codes();
+    assert!(codes.iter().all(|code| *code == ReasonCode::ReplicaAway), "{codes:?}");
+}
+
+#[test]
+fn a_target_without_any_child_left_is_made_anew_when_a_member_came_back() {
+    let scene = Scene::new()
+        .serving()
+        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
+        .child_is(1, ChildState::Faulted, ChildReason::CannotOpen)
+        .with(|view| drop(view.records.insert(id(NEXUS), record(&[1], &[1, 2]))));
+    assert_eq!(
+        scene.step(),
+        Step::DestroyNexus { nexus: id(NEXUS) },
+        "in place: the registry still wants it"
+    );
+}
+
+#[test]
+fn surplus_goes_out_of_the_nexus_before_it_goes_off_its_pool() {
+    let scene = Scene::new().serving().volume(|volume| volume.num_replicas = 1);
+    assert_eq!(scene.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) }, "the remote one");
+    let removed = Scene::new()
+        .published(Presence::Here(shown_nexus(&[child(1, ChildState::Online)])))
+        .volume(|volume| volume.num_replicas = 1);
+    assert_eq!(removed.step(), Step::RetireReplica { replica: id(2) });
+    let unsure = Scene::new().published(Presence::Unknown).volume(|volume| volume.num_replicas = 1);
+    assert_eq!(unsure.codes()[0], ReasonCode::NodeNotOnline, "which one is good is not known");
+}
+
+#[test]
+fn a_volume_that_goes_takes_target_replicas_and_record_with_it_in_this_order() {
+    let going = |scene: Scene| scene.volume(|volume| volume.status = SpecStatus::Deleting);
+    assert_eq!(going(Scene::new().serving()).step(), Step::RetireNexus { nexus: id(NEXUS) });
+    assert_eq!(going(Scene::new()).step(), Step::RetireReplica { replica: id(1) });
+    let empty = |view: &mut VolumeView| view.replicas.clear();
+    let last = going(Scene::new()).with(empty);
+    assert_eq!(last.step(), Step::ForgetVolume);
+    let recorded =
+        going(Scene::new()).with(empty).with(|view| drop(view.records.insert(id(5), record(&[], &[]))));
+    assert_eq!(recorded.step(), Step::DropRecord { nexus: id(5) });
+    // What is on a dead node keeps its intent in the registry and does not hold the volume.
+    let dead = going(Scene::new()).with(|view| {
+        view.replicas.iter_mut().for_each(|r| {
+            r.spec.status = SpecStatus::Deleting;
+            r.presence = Presence::Unknown;
+        });
+    });
+    assert_eq!(dead.step(), Step::ForgetVolume);
+    let left = dead.with(|view| view.volume = None);
+    assert_eq!(left.codes(), [ReasonCode::NodeNotOnline, ReasonCode::NodeNotOnline]);
+    let back = left.with(|view| view.replicas[0].presence = Presence::Here(shown_replica(1, "a")));
+    assert_eq!(back.step(), Step::DestroyReplica { replica: id(1) });
+}
+
+#[test]
+fn c8_exports_that_no_target_needs_are_withdrawn() {
+    let scene = Scene::new().with(|view| view.replicas[1].presence = Presence::Here(shared_to(2, "b", "a")));
+    assert_eq!(scene.step(), Step::UnshareReplica { replica: id(2) });
+}
+
+#[test]
+fn the_record_of_the_nexus_before_decides_until_the_new_one_has_its_own() {
+    let scene = Scene::new().published(Presence::Missing).volume(|volume| {
+        volume.health_from = Some(id(0x80));
+        volume.operation = Some(VolumeOperation::Publish);
+    });
+    let old = scene.with(|view| drop(view.records.insert(id(0x80), record(&[2], &[1, 2]))));
+    assert_eq!(old.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)] });
+    let made = old.with(|view| {
+        view.nexuses[0].presence = Presence::Here(shown_nexus(&[child(2, ChildState::Online)]));
+        view.records.insert(id(NEXUS), record(&[2], &[2]));
+    });
+    assert_eq!(made.step(), Step::DropRecord { nexus: id(0x80) });
+    let dropped = made.with(|view| drop(view.records.remove(&id(0x80))));
+    assert_eq!(dropped.step(), Step::FinishOperation);
+}

@@ -1,0 +1,252 @@
+//! A running operator with its servers, called by the typed client.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control_api::{
+    Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology, NodeStatus, NodeTopology,
+    PublishVolumeBody, SpecStatus, Topology, VolumePolicy, VolumeStatus,
+};
+use operator::grpc::registration::Front;
+use operator::leader::{TermParts, lead};
+use operator::reconcile::ReconcileSettings;
+use operator::rest;
+use store::Store;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use super::lab::{DISK, GIB, Lab, keys, settings};
+
+const V: Uuid = Uuid::from_u128(7);
+
+/// An operator that leads, registration over real gRPC, REST over real HTTP.
+struct Running {
+    lab: Lab,
+    client: Client,
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Running {
+    async fn start(nodes: &[&'static str]) -> Self {
+        let lab = Lab::new(nodes);
+        let stop = CancellationToken::new();
+        let (sender, terms) = watch::channel(None);
+        let parts = TermParts {
+            store: Arc::new(lab.store.clone()) as Arc<dyn Store>,
+            keys: keys(),
+            connector: Arc::new(lab.cluster.clone()),
+            instance_name: "rest".into(),
+            lease_ttl: Duration::from_secs(30),
+            page_limit: 100,
+            core: settings(),
+            reconcile: ReconcileSettings {
+                refresh: Duration::from_millis(200),
+                ..ReconcileSettings::default()
+            },
+        };
+        tokio::spawn(lead(parts, sender, stop.clone()));
+        let rest = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = rest.local_addr().unwrap();
+        let shutdown = stop.clone();
+        let router = rest::router(terms.clone());
+        tokio::spawn(async move {
+            axum::serve(rest, router).with_graceful_shutdown(shutdown.cancelled_owned()).await.unwrap();
+        });
+        let grpc = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registration = grpc.local_addr().unwrap().to_string();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(grpc);
+        let service = engine_api::registration::service(Arc::new(Front::new(terms)));
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+        let beats = lab.nodes.iter().map(|node| lab.engine(node)).collect::<Vec<_>>();
+        tokio::spawn(async move {
+            let timeout = Duration::from_secs(5);
+            let client = engine_api::registration::RegistrationClient::new(&registration, timeout).unwrap();
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                ticks.tick().await;
+                for engine in beats.iter().filter(|engine| engine.is_running()) {
+                    let _ = client.register(engine.node_info()).await;
+                }
+            }
+        });
+        let client = Client::new(format!("http://{address}"), Duration::from_secs(20)).unwrap();
+        let running = Self { lab, client, address, _stop: stop.drop_guard() };
+        let count = nodes.len();
+        running
+            .until("all nodes online", async |client| {
+                let Ok(nodes) = client.nodes().await else { return false };
+                let online = |node: &control_api::Node| {
+                    node.state.as_ref().is_some_and(|state| state.status == NodeStatus::Online)
+                };
+                nodes.iter().filter(|node| online(node)).count() == count
+            })
+            .await;
+        running
+    }
+
+    async fn until(&self, what: &str, holds: impl AsyncFn(&Client) -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        while !holds(&self.client).await {
+            assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn two_replicas() -> CreateVolumeBody {
+    CreateVolumeBody {
+        policy: VolumePolicy { self_heal: true },
+        replicas: 2,
+        size: GIB,
+        thin: true,
+        topology: None,
+        labels: None,
+    }
+}
+
+fn disk() -> CreatePoolBody {
+    CreatePoolBody { disks: vec![DISK.into()], ..CreatePoolBody::default() }
+}
+
+#[tokio::test]
+async fn a_volume_lives_its_whole_life_over_rest() {
+    let running = Running::start(&["a", "b"]).await;
+    let client = &running.client;
+    let devices = client.block_devices("a", false).await.unwrap();
+    assert_eq!(devices.iter().map(|device| device.devname.as_str()).collect::<Vec<_>>(), [DISK]);
+    for (node, id) in [("a", "pool-a"), ("b", "pool-b")] {
+        let pool = client.create_pool(node, id, &disk()).await.unwrap();
+        assert_eq!(pool.spec.unwrap().status, SpecStatus::Created);
+    }
+    assert_eq!(client.block_devices("a", false).await.unwrap(), [], "it is taken now");
+
+    let body = two_replicas();
+    let volume = client.create_volume(V, &body).await.unwrap();
+    assert_eq!((volume.spec.status, volume.state.status), (SpecStatus::Created, VolumeStatus::Online));
+    assert_eq!(volume.state.replica_topology.len(), 2);
+    let publish = PublishVolumeBody { frontend_node: Some("host".into()), ..PublishVolumeBody::default() };
+    let published = client.publish_volume(V, &publish).await.unwrap();
+    let target = published.spec.target.unwrap();
+    assert_eq!(target.allowed_hosts.unwrap(), ["nqn.2019-05.io.openebs:node-name:host"]);
+    let served = published.state.target.unwrap();
+    assert!(served.device_uri.contains(&V.to_string()), "{}", served.device_uri);
+    assert_eq!(client.nexuses().await.unwrap().len(), 1);
+    assert_eq!(client.replicas().await.unwrap().len(), 2);
+    let specs = client.specs().await.unwrap();
+    assert_eq!(
+        (specs.pools.len(), specs.replicas.len(), specs.nexuses.len(), specs.volumes.len()),
+        (2, 2, 1, 1)
+    );
+
+    running.lab.engine("b").kill();
+    running
+        .until("degraded, with the reason", async |client| {
+            let state = client.volume(V).await.unwrap().state;
+            state.status == VolumeStatus::Degraded
+                && state.reasons.iter().any(|reason| reason.contains("replica"))
+        })
+        .await;
+    running.lab.engine("b").start();
+    running
+        .until("healed", async |client| client.volume(V).await.unwrap().state.status == VolumeStatus::Online)
+        .await;
+
+    client.unpublish_volume(V, false).await.unwrap();
+    client.set_replica_count(V, 1).await.unwrap();
+    client.destroy_volume(V).await.unwrap();
+    client.destroy_pool("pool-a").await.unwrap();
+    assert_eq!(client.volumes().await.unwrap().entries, []);
+}
+
+#[tokio::test]
+async fn refusals_carry_their_kind_their_status_and_the_reason() {
+    let running = Running::start(&["a"]).await;
+    let client = &running.client;
+    client.create_pool("a", "pool-a", &disk()).await.unwrap();
+    let unknown = Uuid::from_u128(99);
+    let table = [
+        (client.volume(unknown).await.map(drop), 404, ErrorKind::NotFound, "volume"),
+        (client.create_pool("a", "pool-a", &disk()).await.map(drop), 422, ErrorKind::AlreadyExists, "exists"),
+        (client.create_pool("x", "p", &disk()).await.map(drop), 404, ErrorKind::NotFound, "node x"),
+        (
+            client.create_volume(V, &two_replicas()).await.map(drop),
+            507,
+            ErrorKind::ResourceExhausted,
+            "node_unused",
+        ),
+        (client.unpublish_volume(unknown, false).await.map(drop), 404, ErrorKind::NotFound, "does not exist"),
+        (client.uncordon_node("a", "l").await.map(drop), 412, ErrorKind::FailedPrecondition, "not cordoned"),
+    ];
+    for (outcome, status, kind, text) in table {
+        let Err(control_api::ClientError::Refused { status: found, error }) = outcome else {
+            panic!("{outcome:?} should be {kind:?}");
+        };
+        assert_eq!((found, error.kind), (status, kind), "{error:?}");
+        assert!(error.message.contains(text) || error.details.contains(text), "{error:?}");
+    }
+    client.cordon_node("a", "upgrade").await.unwrap();
+    let mut one = two_replicas();
+    one.replicas = 1;
+    let error = client.create_volume(V, &one).await.unwrap_err();
+    assert!(error.to_string().contains("cordoned by upgrade"), "{error}");
+    client.uncordon_node("a", "upgrade").await.unwrap();
+    let elsewhere = ExplicitNodeTopology { allowed_nodes: vec!["b".into()], preferred_nodes: vec![] };
+    one.topology =
+        Some(Topology { node_topology: Some(NodeTopology::Explicit(elsewhere)), pool_topology: None });
+    let error = client.create_volume(V, &one).await.unwrap_err();
+    assert!(error.to_string().contains("node_allowed"), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_told_in_the_same_form() {
+    let running = Running::start(&["a"]).await;
+    let http = reqwest::Client::new();
+    let base = format!("http://{}", running.address);
+    for (request, status) in [
+        (http.get(format!("{base}/v0/volumes/nonsense")), 400),
+        (
+            http.put(format!("{base}/v0/volumes/{V}")).header("content-type", "application/json").body("{"),
+            400,
+        ),
+        (http.put(format!("{base}/v0/volumes/{V}")).body("size=1"), 400),
+        (http.get(format!("{base}/v0/nothing")), 404),
+    ] {
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        let error: control_api::RestJsonError = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        assert!(!error.message.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_follower_answers_that_it_does_not_lead() {
+    let (_sender, terms) = watch::channel(None);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, rest::router(terms)).await.unwrap() });
+    let client = Client::new(format!("http://{address}"), Duration::from_secs(5)).unwrap();
+    let error = client.nodes().await.unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::Unavailable), "{error}");
+    let ready = reqwest::get(format!("http://{address}/ready")).await.unwrap();
+    assert_eq!(ready.status().as_u16(), 503);
+    assert_eq!(reqwest::get(format!("http://{address}/live")).await.unwrap().status().as_u16(), 200);
+}
+
+/// Every path the client calls is in the document, and the document is an OpenAPI v3 one.
+#[tokio::test]
+async fn the_openapi_document_is_made_from_the_handlers_and_served() {
+    let running = Running::start(&[]).await;
+    let served =
+        reqwest::get(format!("http://{}/v0/api/spec", running.address)).await.unwrap().text().await.unwrap();
+    let document: serde_json::Value = serde_json::from_str(&served).unwrap();
+    assert_eq!(document, rest::document());
+    assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));
+    for path in ["/v0/nodes/{id}/block_devices", "/v0/volumes/{id}/target", "/v0/pools/{id}", "/v0/specs"] {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
+    assert!(document["components"]["schemas"]["Volume"].is_object());
+}
