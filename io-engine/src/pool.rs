@@ -27,7 +27,7 @@ pub(crate) mod core;
 mod drain;
 pub mod error;
 mod inspect;
-mod journal;
+pub mod journal;
 pub mod label;
 pub mod layout;
 mod lookup;

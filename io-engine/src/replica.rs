@@ -11,6 +11,8 @@
 
 mod gate;
 mod io;
+#[cfg(test)]
+mod layers;
 mod membership;
 mod regions;
 

@@ -11,7 +11,7 @@ mod support;
 
 use io_engine::block::memory::Survival;
 use io_engine::block::{Blocks, Geometry, MemoryDevice};
-use io_engine::pool::{Kind, Pool};
+use io_engine::pool::{Kind, Pool, UnverifiedPool};
 use oracle::{Dice, Oracle, Step};
 use support::*;
 
@@ -209,6 +209,44 @@ fn a_crash_in_the_import_after_a_crash_is_harmless() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn a_lost_superblock_costs_nothing_that_the_older_one_leads_to() {
+    run(11, async {
+        let mut oracle = Oracle::new(disk(9 * MIB, 4096), 4096).await;
+        oracle.create(1, MIB, true).await;
+        for round in 0..50 {
+            oracle.step(write_step(1, round % 30 * 4096, 4096)).await;
+            if round % 7 == 0 {
+                oracle.step(Step::Unmap { replica: 1, offset: round * 4096, len: 4096 }).await;
+            }
+        }
+        let (mut whole, mut refused) = (0, 0);
+        for events in 0..=oracle.device.events() {
+            let image = oracle.device.image_at(events, Survival::Everything);
+            let found = UnverifiedPool::read(base(&image)).await.expect("a pool");
+            let newest = found.superblock().expect("a superblock").sequence;
+            if newest == 1 {
+                continue;
+            }
+            image.poke([64 << 10, 128 << 10][usize::from(newest % 2 == 1)], &[0xff; 512]);
+            match import(&image, restarted()).await {
+                Ok(_) => {
+                    whole += 1;
+                    let image = oracle.device.image_at(events, Survival::Everything);
+                    image.poke([64 << 10, 128 << 10][usize::from(newest % 2 == 1)], &[0xff; 512]);
+                    oracle.check_image(&image, events, Survival::Everything, restarted()).await;
+                }
+                // While a checkpoint is written, over the one that the older superblock names.
+                Err(error) => {
+                    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(whole > 5 * refused, "{whole} whole, {refused} refused");
     });
 }
 

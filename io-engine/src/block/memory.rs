@@ -219,6 +219,18 @@ impl MemoryDevice {
         Self::from_bytes(self.shared.geometry, self.shared.sector_bytes, bytes)
     }
 
+    /// The disk after a power cut in the middle of the last of `events` events, of which only the first `bytes` bytes
+    /// reached the medium: a tear that may lie within a sector. Everything before survived. Gives the place too; `None`
+    /// where that event was no write, or shorter.
+    pub fn torn_image_at(&self, events: usize, bytes: usize) -> Option<(Self, u64)> {
+        let image = self.image_at(events.checked_sub(1)?, Survival::Everything);
+        let state = self.shared.state.borrow();
+        let Event::Write { offset, data, .. } = &state.events[events - 1] else { return None };
+        let torn = data.get(..bytes).filter(|torn| torn.len() < data.len())?;
+        image.poke(*offset, torn);
+        Some((image, *offset))
+    }
+
     fn apply_survivors(&self, bytes: &mut Bytes, unflushed: &[Event], survival: Survival) {
         let last = unflushed.len().saturating_sub(1);
         match survival {

@@ -33,8 +33,17 @@ impl FileDevice {
     /// A size that the device cannot address directly is refused with `InvalidInput`; one that is in use elsewhere with
     /// `WouldBlock` or `ResourceBusy`. On file systems without direct I/O the page cache is used, and said so.
     pub async fn open(path: impl AsRef<Path>, block_bytes: Option<u32>) -> io::Result<Self> {
-        let path = path.as_ref();
-        let direct = OpenOptions { direct: true, exclusive_lock: true, ..OpenOptions::default() };
+        let options = OpenOptions { direct: true, exclusive_lock: true, ..OpenOptions::default() };
+        Self::open_with(path.as_ref(), block_bytes, options).await
+    }
+
+    /// Opens a file or block device to look at it, also while somebody else has it. Writes fail.
+    pub async fn open_read_only(path: impl AsRef<Path>) -> io::Result<Self> {
+        let options = OpenOptions { direct: true, read_only: true, ..OpenOptions::default() };
+        Self::open_with(path.as_ref(), None, options).await
+    }
+
+    async fn open_with(path: &Path, block_bytes: Option<u32>, direct: OpenOptions) -> io::Result<Self> {
         let file = match File::open(path, &direct).await {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 tracing::warn!(path = %path.display(), "no direct I/O here, opened through the page cache");

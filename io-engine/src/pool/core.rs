@@ -101,7 +101,7 @@ pub(crate) struct Core {
     pub(super) label: Label,
     pub(super) layout: Layout,
     pub(super) host: Host,
-    pub(super) state: RefCell<State>,
+    pub(crate) state: RefCell<State>,
     pub(super) space: RefCell<Space>,
     pub(super) drain: Drain,
     pub(super) progress: Progress,

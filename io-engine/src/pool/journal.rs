@@ -31,19 +31,19 @@ pub(super) fn payload_bytes_max(journal_bytes: u64) -> usize {
 
 /// What a record says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub struct Header {
     /// Of the pool.
-    pub(super) incarnation: Uuid,
+    pub incarnation: Uuid,
     /// Of the journal.
-    pub(super) generation: u64,
+    pub generation: u64,
     /// One more than the record before, over generations too.
-    pub(super) sequence: u64,
+    pub sequence: u64,
     /// The last record of which it was known, when this one was written, that it and the data it speaks of are flushed.
-    pub(super) flushed_through: u64,
+    pub flushed_through: u64,
 }
 
 /// A record as its pages, padded.
-pub(super) fn encode(header: &Header, payload: &[u8]) -> Vec<u8> {
+pub fn encode(header: &Header, payload: &[u8]) -> Vec<u8> {
     let mut out = Encoder::new();
     out.u32(MAGIC);
     out.u32(0);

@@ -107,6 +107,12 @@ impl Core {
         self.state.borrow().physical(layer, logical)
     }
 
+    /// The layer below a layer.
+    #[cfg(test)]
+    pub(crate) fn parent(&self, layer: LayerId) -> Option<LayerId> {
+        self.state.borrow().layers[&layer].row.parent
+    }
+
     /// Which of a run of blocks a layer itself does not hold.
     pub(crate) fn missing(&self, layer: LayerId, blocks: Run) -> Vec<Run> {
         self.state.borrow().missing(layer, blocks)

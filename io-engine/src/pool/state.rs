@@ -119,7 +119,7 @@ fn decode_map(map: &mut Bitmap, first_word: u32, words: &[u8]) -> Result<(), Inc
 
 /// All tables.
 #[derive(Debug)]
-pub(super) struct State {
+pub(crate) struct State {
     pub(super) layout: Layout,
     pub(super) replicas: BTreeMap<Uuid, Replica>,
     pub(super) layers: BTreeMap<LayerId, Layer>,
@@ -143,7 +143,7 @@ impl State {
     }
 
     /// A layer id that no record since the last checkpoint names.
-    pub(super) fn new_layer_id(&mut self) -> LayerId {
+    pub(crate) fn new_layer_id(&mut self) -> LayerId {
         let id = LayerId(self.next_layer);
         self.next_layer += 1;
         id
