@@ -190,7 +190,7 @@ impl Queue {
                 let (received, back) = self.stream.recv(buf).await;
                 buf = back;
                 if let Ok(count) = received {
-                    self.digest(&buf[..count]);
+                    self.absorb(&buf[..count]);
                 }
                 received
             };
@@ -241,7 +241,7 @@ impl Queue {
         Ok(range.len())
     }
 
-    fn digest(&self, mut input: &[u8]) {
+    fn absorb(&self, mut input: &[u8]) {
         loop {
             let event = self.session.borrow_mut().receive(&mut input);
             match event {

@@ -352,6 +352,62 @@ fn d3_a_rebooted_machine_is_not_taken_back() {
     }
 }
 
+/// W1 is under way on an old connection, the host gives up on it and sends W2 over a new one: whatever network and
+/// replica hold back and let go, W1 never lands after W2 was acknowledged.
+#[test]
+fn d7_a_write_that_was_given_up_never_lands_after_a_later_one() {
+    for seed in 0..24 {
+        let lab = Lab::new(seed);
+        let replica = FakeReplica::new();
+        let (medium, served) = (replica.disk.inner().clone(), replica.clone());
+        medium.interleave(20, seed);
+        lab.sim.spawn(lab.theirs, async move {
+            let target = target(THERE.parse().expect("an address")).await;
+            target.add(subsystem("r", &served)).expect("new");
+            std::future::pending::<()>().await;
+        });
+        let device = lab.connect();
+        let sim = lab.sim.handle();
+        let (ours, theirs) = (lab.ours, lab.theirs);
+        let faults = replica.faults();
+        let weather = lab.sim.spawn(ours, async move {
+            let millis = |below: u64| Duration::from_millis(1 + runtime::random_u64() % below);
+            loop {
+                runtime::sleep(millis(3000)).await;
+                if runtime::random_u64().is_multiple_of(2) {
+                    sim.partition(ours, theirs);
+                    runtime::sleep(millis(9000)).await;
+                    sim.heal(ours, theirs);
+                } else {
+                    // One write is stuck in the replica for longer than anybody waits, the next would not be.
+                    let stuck = faults.add(Fault::new(FaultOp::Write, Effect::Hold).times(1));
+                    runtime::sleep(millis(14_000)).await;
+                    faults.remove(stuck);
+                }
+            }
+        });
+        lab.sim.block_on(ours, async move {
+            let mut device = device;
+            for value in 1..60_u8 {
+                while write(&device, 0, value).await.is_err() {
+                    if matches!(device.state(), RemoteState::Lost(_)) {
+                        let address = THERE.parse().expect("an address");
+                        let again = RemoteDevice::connect(uri(address), InitiatorOptions::default()).await;
+                        if let Ok(again) = again {
+                            device = again;
+                        }
+                    }
+                }
+                for _ in 0..4 {
+                    assert_eq!(medium.peek(0, 1), [value], "seed {seed}: an older write landed");
+                    runtime::sleep(Duration::from_millis(runtime::random_u64() % 200)).await;
+                }
+            }
+        });
+        weather.abort();
+    }
+}
+
 /// An engine that was killed and started again has to be looked at anew, too.
 #[test]
 fn d3_a_restarted_engine_is_not_taken_back() {

@@ -189,7 +189,7 @@ impl<E: Export> Connection<E> {
                 };
                 buf = back;
                 if let Ok(count) = received {
-                    self.digest(&buf[..count]);
+                    self.absorb(&buf[..count]);
                 }
                 received
             };
@@ -246,7 +246,7 @@ impl<E: Export> Connection<E> {
     }
 
     /// Lets the session read what was received, and acts on it.
-    fn digest(self: &Rc<Self>, mut input: &[u8]) {
+    fn absorb(self: &Rc<Self>, mut input: &[u8]) {
         if let Some(queue) = &*self.queue.borrow() {
             queue.controller.seen();
         }
