@@ -21,8 +21,10 @@
 //! Deliberately absent here: reservations and the read lease, which come with fencing; maps of what an absent member
 //! missed; resize. A returning child is copied whole, but for members that lost power and were there at create.
 
+pub mod barrier;
 pub mod child;
 pub mod child_state;
+pub mod device;
 pub mod error;
 pub mod gate;
 pub mod layout;
@@ -54,8 +56,10 @@ use uuid::Uuid;
 use crate::block::{BlockDevice, BlockError, Blocks, Geometry, Lba, LbaRange, RangeLock, WriteOptions};
 use crate::rebuild::{History, RebuildHandle};
 use crate::record::resolve::FencedBy;
+use barrier::Barrier;
 use child::{Child, Parts};
 use child_state::ChildState;
+pub use device::{ChildDevice, EngineNexus, EngineParts};
 pub use error::NexusError;
 use gate::{Gate, Paused};
 use regions::Regions;
@@ -120,6 +124,7 @@ pub(crate) struct Inner<P: Parts> {
     pub(crate) given_up: RefCell<Vec<Uuid>>,
     pub(crate) gate: Gate,
     pub(crate) lock: RangeLock,
+    pub(crate) barrier: Barrier,
     pub(crate) regions: RefCell<Regions>,
     pub(crate) unsynced: RefCell<Unsynced>,
     pub(crate) sync_progress: Notify,
@@ -161,6 +166,7 @@ impl<P: Parts> Inner<P> {
             given_up: RefCell::new(spec.given_up),
             gate: Gate::new(),
             lock: RangeLock::new(),
+            barrier: Barrier::default(),
             regions: RefCell::new(Regions::new(region_bytes)),
             unsynced: RefCell::default(),
             sync_progress: Notify::new(),

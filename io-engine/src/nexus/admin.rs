@@ -132,6 +132,9 @@ impl<P: Parts> Nexus<P> {
         }
         let is_drained = runtime::timeout(limits::SHUTDOWN_DRAIN, nexus.gate.drained()).await.is_ok();
         let closing = async {
+            while nexus.is_closing.get() {
+                runtime::sleep(limits::RECONNECT_PAUSE).await;
+            }
             // Regions still to be copied stay open for the next nexus.
             nexus.unsynced.borrow().len() == 0
                 && nexus.close_regions().await
@@ -169,7 +172,7 @@ impl<P: Parts> Inner<P> {
     }
 
     pub(crate) fn rebuild_of(&self, replica: Uuid) -> Option<RebuildHandle> {
-        self.rebuilds.borrow().iter().find(|rebuild| rebuild.replica() == replica).cloned()
+        self.rebuilds.borrow().iter().rev().find(|rebuild| rebuild.replica() == replica).cloned()
     }
 
     /// Takes a child out of the writer set and waits until that is recorded.

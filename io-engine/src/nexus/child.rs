@@ -106,6 +106,8 @@ pub(crate) struct Child<D> {
     pub(crate) joined: Cell<u64>,
     /// Its admission is under way: the record may say at any moment that it is healthy.
     pub(crate) is_being_admitted: Cell<bool>,
+    /// Counts its rebuilds: what is left of an older one must not act on a newer.
+    pub(crate) rebuilds: Cell<u64>,
     /// Proof for those who wait: the record does not count on this child.
     recorded: Cell<Option<Recorded>>,
     pub(crate) fault_time: Cell<Option<SystemTime>>,
@@ -129,6 +131,7 @@ impl<D: Device> Child<D> {
             expired: RefCell::new(None),
             joined: Cell::new(0),
             is_being_admitted: Cell::new(false),
+            rebuilds: Cell::new(0),
             recorded: Cell::new(None),
             fault_time: Cell::new(None),
         })

@@ -26,7 +26,7 @@ impl<P: Parts> Inner<P> {
             loop {
                 runtime::sleep(limits::TICK).await;
                 nexus.find_overdue();
-                quiet_ticks = nexus.tick_regions(quiet_ticks).await;
+                quiet_ticks = nexus.tick_regions(quiet_ticks);
                 let is_busy = nexus.children.borrow().iter().any(|child| child.oldest_command().is_some());
                 if !is_busy && nexus.regions.borrow().is_empty() {
                     break;
@@ -60,7 +60,7 @@ impl<P: Parts> Inner<P> {
     }
 
     /// Closes regions when enough of them are quiet, or for long enough. Returns how many ticks there was no write.
-    async fn tick_regions(self: &Rc<Self>, quiet_ticks: u32) -> u32 {
+    fn tick_regions(self: &Rc<Self>, quiet_ticks: u32) -> u32 {
         let (quiet, all) = {
             let regions = self.regions.borrow();
             (regions.quiet(), regions.len())
@@ -70,7 +70,11 @@ impl<P: Parts> Inner<P> {
         }
         let is_idle = quiet == all && limits::TICK * (quiet_ticks + 1) >= limits::REGION_QUIET;
         if is_idle || quiet >= limits::QUIET_REGIONS_HIGH || !self.regions.borrow().closable(1).is_empty() {
-            self.close_regions().await;
+            // Beside the ticker: a child that does not answer the close is for the ticker to find.
+            let nexus = Rc::clone(self);
+            self.spawn(async move {
+                nexus.close_regions().await;
+            });
             return 0;
         }
         quiet_ticks + 1

@@ -107,6 +107,18 @@ async fn load<S: RecordStore>(store: &S, key: &str) -> Result<Loaded, NexusError
         .map_err(|_| NexusError::StoreUnavailable { why: "the record could not be read".into() })?
 }
 
+/// A replica that holds another volume's data: neither a member nor a place to write to.
+fn is_anothers(report: &MemberReport, volume: Uuid) -> bool {
+    !report.volume.is_nil() && report.volume != volume
+}
+
+fn anothers(report: &MemberReport) -> BlockError {
+    BlockError::new(
+        ErrorKind::Internal,
+        format!("replica {} belongs to volume {}", report.replica, report.volume),
+    )
+}
+
 async fn find_children<P: Parts>(
     spec: &NexusSpec,
     parts: &P,
@@ -123,6 +135,7 @@ async fn find_children<P: Parts>(
                     let text = format!("holds replica {}, not {}", report.replica, child.replica);
                     return Err(BlockError::new(ErrorKind::Internal, text));
                 }
+                Ok(report) if is_anothers(&report, spec.volume) => return Err(anothers(&report)),
                 Ok(report) => Some(report),
                 Err(error) if error.kind() == ErrorKind::Unsupported => None,
                 Err(error) => return Err(error),
@@ -320,6 +333,7 @@ pub(super) async fn open_child<P: Parts>(
         // Commands of an earlier connection must not land after those of this one.
         child.idle().await;
         let report = match device.report().await {
+            Ok(report) if is_anothers(&report, nexus.volume) => return Err(anothers(&report)),
             Ok(report) => Some(report),
             Err(error) if error.kind() == ErrorKind::Unsupported => None,
             Err(error) => return Err(error),

@@ -157,14 +157,12 @@ pub fn decide(situation: Situation<'_>) -> Decision {
     }
     let claims = |candidate: &Candidate| record.is_none_or(|record| record.is_healthy(candidate.replica));
 
-    // The claims' epochs. Replicas of another volume never prove anything; a volume may be opened under a new name as
-    // long as all its replicas come from the same old one.
+    // The claims' epochs. Replicas of another volume never prove anything.
     let claimed: Vec<_> = candidates.iter().filter(|candidate| claims(candidate)).collect();
-    let home = home_volume(volume, &claimed);
     let newest = claimed
         .iter()
         .filter_map(|candidate| report_of(candidate))
-        .filter(|report| report.volume == home)
+        .filter(|report| report.volume == volume)
         .map(|report| report.epoch)
         .max_by_key(|epoch| epoch.counter);
     let proof = match (membership, newest) {
@@ -173,7 +171,7 @@ pub fn decide(situation: Situation<'_>) -> Decision {
         }
         (_, Some(newest)) => {
             let is_split = claimed.iter().filter_map(|candidate| report_of(candidate)).any(|report| {
-                report.volume == home
+                report.volume == volume
                     && report.epoch.counter == newest.counter
                     && report.epoch.raised_by != newest.raised_by
             });
@@ -185,7 +183,8 @@ pub fn decide(situation: Situation<'_>) -> Decision {
         (_, None) => Proof::Newest(Epoch::default()),
     };
     let proves = |report: &MemberReport| {
-        proof.holds(report) && (report.volume == home || report.volume.is_nil() && report.epoch.counter == 0)
+        proof.holds(report)
+            && (report.volume == volume || report.volume.is_nil() && report.epoch.counter == 0)
     };
 
     // Whether children that cannot report may be believed to be equal to the others.
@@ -275,18 +274,6 @@ pub fn decide(situation: Situation<'_>) -> Decision {
         epoch_counter: highest + 1,
         confirmed_counter: lowest.unwrap_or(highest + 1),
     })
-}
-
-/// The volume whose replicas these are: the one asked for, else the one that the newest of them belongs to.
-fn home_volume(volume: Uuid, claimed: &[&Candidate]) -> Uuid {
-    let reports = || claimed.iter().filter_map(|candidate| report_of(candidate));
-    if reports().any(|report| report.volume == volume) {
-        return volume;
-    }
-    reports()
-        .filter(|report| !report.volume.is_nil())
-        .max_by_key(|report| report.epoch.counter)
-        .map_or(volume, |report| report.volume)
 }
 
 /// The member to copy from: one whose engine never broke off has, beyond every acknowledged write, what was read of

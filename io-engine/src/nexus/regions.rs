@@ -95,15 +95,17 @@ impl Regions {
         }
     }
 
-    /// A region that some member reported open, with nothing in flight.
+    /// A region that some member reported open, or that was copied: no flush so far covers it.
     pub fn note_open(&mut self, index: u64) {
-        let quiet_since = self.clock;
-        self.open.entry(index).or_insert(Region {
+        self.clock += 1;
+        let region = self.open.entry(index).or_insert(Region {
             in_flight: 0,
-            quiet_since,
+            quiet_since: 0,
             is_flushed: false,
             is_closing: false,
         });
+        region.is_flushed = false;
+        region.quiet_since = self.clock;
     }
 
     /// A flush is about to be sent to every writer.

@@ -86,7 +86,10 @@ impl<P: Parts> Inner<P> {
             for region in touched {
                 regions.note_open(region);
             }
+            drop(regions);
             self.wake_ticker();
+            let nexus = Rc::clone(self);
+            self.spawn(async move { nexus.note_caught_up().await });
             return;
         }
         let mut unsynced = self.unsynced.borrow_mut();
@@ -116,6 +119,17 @@ impl<P: Parts> Inner<P> {
         }
     }
 
+    /// Waits until no region may differ any more, without asking for any of them first.
+    pub(crate) async fn all_synced(&self) {
+        loop {
+            let progress = self.sync_progress.notified();
+            if self.unsynced.borrow().len() == 0 {
+                return;
+            }
+            progress.await;
+        }
+    }
+
     async fn sync(self: &Rc<Self>) {
         let total = self.unsynced.borrow().len();
         tracing::info!(nexus.id = %self.uuid, regions = total, "copying regions left open");
@@ -140,20 +154,30 @@ impl<P: Parts> Inner<P> {
         self.note_caught_up().await;
     }
 
-    /// Members that all had lost power are equal now: they may forget that they lost it.
+    /// The members are equal now: those that had lost power may forget it. Until they have, a crash would count it
+    /// against them once more.
     async fn note_caught_up(self: &Rc<Self>) {
-        let epoch = self.record.borrow().epoch();
         let volume = self.volume;
-        for child in self.in_sync() {
-            if !child.has_lost_power.get() || child.joined.get() != epoch.counter {
-                continue;
+        loop {
+            let children = self.members_held();
+            let flagged: Vec<_> = children.into_iter().filter(|child| child.has_lost_power.get()).collect();
+            if flagged.is_empty() || self.unsynced.borrow().len() > 0 {
+                return;
             }
-            self.wake_ticker();
-            match child.command(move |device| async move { device.join(volume, epoch, true).await }).await {
-                Answer::Done(()) => child.has_lost_power.set(false),
-                Answer::Failed(error) if is_loss(error.kind()) => self.lost(&child),
-                Answer::Failed(_) | Answer::Left => {}
+            for child in flagged {
+                let epoch = self.record.borrow().epoch();
+                self.wake_ticker();
+                match child.command(move |device| async move { device.join(volume, epoch, true).await }).await
+                {
+                    Answer::Done(()) => child.has_lost_power.set(false),
+                    Answer::Failed(error) if is_loss(error.kind()) => self.lost(&child),
+                    Answer::Failed(error) => {
+                        tracing::warn!(nexus.id = %self.uuid, child.uri = %child.uri, %error, "not caught up");
+                    }
+                    Answer::Left => {}
+                }
             }
+            runtime::sleep(limits::TICK).await;
         }
     }
 
@@ -169,8 +193,11 @@ impl<P: Parts> Inner<P> {
             tracing::error!(nexus.id = %self.uuid, region, "no member can read an open region: left as it is");
             return;
         };
-        let targets: Vec<_> =
-            self.members_held().into_iter().filter(|child| !Rc::ptr_eq(child, &source)).collect();
+        // Destinations too: they may have been copied what the members have lost since.
+        let targets: Vec<_> = (self.members_held().into_iter())
+            .chain(self.destinations())
+            .filter(|child| !Rc::ptr_eq(child, &source))
+            .collect();
         let command = Mirrored::Write { lba: range.start(), data, options: WriteOptions::default() };
         futures::future::join_all(targets.iter().map(|child| async {
             match leg(self, child, &command).await {

@@ -1,5 +1,7 @@
 //! Stories on memory children with forced faults, in simulated time.
 
+mod engines;
+mod oracle;
 mod outage;
 mod rebuild;
 mod reconcile;

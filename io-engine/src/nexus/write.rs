@@ -230,6 +230,7 @@ impl<P: Parts> Inner<P> {
         self.not_closing(&bytes).await;
         // From here on the command is begun, and goes on even if the host's connection breaks.
         self.regions.borrow_mut().begin(&bytes);
+        let under_way = self.barrier.begin();
         let (reply, answer) = oneshot::channel();
         let nexus = Rc::clone(self);
         self.spawn(async move {
@@ -242,7 +243,7 @@ impl<P: Parts> Inner<P> {
                 }
             };
             nexus.regions.borrow_mut().end(&bytes);
-            drop(guard);
+            drop((under_way, guard));
             acknowledge(reply, outcome);
             drop(pass);
         });

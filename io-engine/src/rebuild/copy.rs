@@ -34,9 +34,32 @@ pub(super) struct Copier<P: Parts> {
     pub(super) destination: Rc<Child<P::Device>>,
     /// Preferred source; another takes over when it fails.
     pub(super) source: Uuid,
+    /// Which rebuild of the destination this is.
+    pub(super) number: u64,
 }
 
 impl<P: Parts> Copier<P> {
+    /// A command on the destination, as long as this is its rebuild.
+    pub(super) async fn on_destination<T: 'static, F>(
+        &self,
+        what: &str,
+        begin: impl FnOnce(Rc<P::Device>) -> F,
+    ) -> Result<T, TaskFailed>
+    where
+        F: Future<Output = Result<T, BlockError>> + 'static,
+    {
+        if self.destination.rebuilds.get() != self.number {
+            return Err(TaskFailed::destination_left());
+        }
+        self.nexus.wake_ticker();
+        let answer = self.destination.command(begin).await;
+        match answer {
+            Answer::Done(value) if self.destination.rebuilds.get() == self.number => Ok(value),
+            Answer::Failed(error) => Err(TaskFailed(format!("{what}: {error}"))),
+            Answer::Done(_) | Answer::Left => Err(TaskFailed::destination_left()),
+        }
+    }
+
     /// What the source holds of `within`, in bytes of the nexus, and up to where the answer is complete.
     pub(super) async fn map(&self, within: Range<u64>) -> Result<(Spans, u64), TaskFailed> {
         loop {
@@ -88,14 +111,9 @@ impl<P: Parts> Copier<P> {
         let nexus = &self.nexus;
         nexus.not_closing(bytes).await;
         nexus.regions.borrow_mut().begin(bytes);
-        nexus.wake_ticker();
-        let answer = self.destination.command(begin).await;
+        let written = self.on_destination("write the destination", begin).await;
         nexus.regions.borrow_mut().end(bytes);
-        match answer {
-            Answer::Done(()) => Ok(()),
-            Answer::Failed(error) => Err(TaskFailed(format!("write the destination: {error}"))),
-            Answer::Left => Err(TaskFailed::destination_left()),
-        }
+        written
     }
 
     /// Makes the destination have nothing where the source has nothing. Returns the bytes that were copied because the

@@ -11,10 +11,10 @@ use runtime::Instant;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::block::{BlockDevice, BlockError, ErrorKind};
+use crate::block::{BlockDevice, ErrorKind};
 use crate::member::Member;
 use crate::nexus::Inner;
-use crate::nexus::child::{Answer, Child, Device, Parts};
+use crate::nexus::child::{Child, Device, Parts};
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::limits;
 use crate::nexus::retire::{self, Change};
@@ -91,6 +91,8 @@ impl<P: Parts> Inner<P> {
         if !child.apply(ChildEvent::Joined) {
             return;
         }
+        child.rebuilds.set(child.rebuilds.get() + 1);
+        child.is_being_admitted.set(false);
         let mut job = Job::new(extent, geometry.len_bytes(), geometry.block_bytes);
         job.start_time = Some(self.parts.wall_clock());
         let shared = Rc::new(Shared { replica: child.replica, job: RefCell::new(job), asked: Notify::new() });
@@ -116,9 +118,13 @@ async fn run<P: Parts>(nexus: Rc<Inner<P>>, child: Rc<Child<P::Device>>, handle:
         nexus: Rc::clone(&nexus),
         destination: Rc::clone(&child),
         source: source.map_or(Uuid::nil(), |source| source.replica),
+        number: child.rebuilds.get(),
     };
     let throttle = RefCell::new(Throttle::new(nexus.rebuild_bytes_per_second));
     let pace = Pace { throttle, origin: runtime::now() };
+    // What the members have now, and what is on its way to them, has to be in the map before it is read.
+    nexus.barrier.passed().await;
+    nexus.all_synced().await;
     handle.shared.job.borrow_mut().on(Event::Begin);
     let mut tasks: FuturesUnordered<LocalBoxFuture<'_, Event>> = FuturesUnordered::new();
     loop {
@@ -149,6 +155,7 @@ async fn run<P: Parts>(nexus: Rc<Inner<P>>, child: Rc<Child<P::Device>>, handle:
         job.stats()
     };
     match stats.state {
+        _ if child.rebuilds.get() != copier.number => {}
         JobState::Stopped => nexus.fail(&child, FaultReason::OutOfSync),
         JobState::Failed => nexus.fail(&child, FaultReason::RebuildFailed),
         _ => {}
@@ -205,15 +212,16 @@ async fn regions_below_bound<P: Parts>(copier: &Copier<P>) {
 /// The destination has everything: flush it, join it to the epoch, record it healthy, read from it.
 async fn admit<P: Parts>(copier: &Copier<P>) -> Result<(), TaskFailed> {
     let child = &copier.destination;
-    on_destination(copier, "flush", |device| async move { device.flush().await }).await?;
-    let later_epoch = on_destination(copier, "report", |device| async move {
-        match device.report().await {
-            Ok(report) => Ok(Some(report.epoch.counter)),
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
-            Err(error) => Err(error),
-        }
-    })
-    .await?;
+    copier.on_destination("flush", |device| async move { device.flush().await }).await?;
+    let later_epoch = copier
+        .on_destination("report", |device| async move {
+            match device.report().await {
+                Ok(report) => Ok(Some(report.epoch.counter)),
+                Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
     // From here on only the record, or a new epoch, tells this child from a member.
     child.is_being_admitted.set(true);
     let admitted = join_and_record(copier, later_epoch).await;
@@ -237,25 +245,10 @@ async fn join_and_record<P: Parts>(copier: &Copier<P>, counter: Option<u64>) -> 
         let (volume, epoch) = (nexus.volume, nexus.record.borrow().epoch());
         // Before the record: should this nexus die in between, the replica already knows that it belongs.
         child.joined.set(epoch.counter);
-        on_destination(copier, "join", move |device| async move { device.join(volume, epoch, true).await })
+        copier
+            .on_destination("join", move |device| async move { device.join(volume, epoch, true).await })
             .await?;
     }
     retire::change(nexus, Change::Healthy(child.replica)).await.map_err(refused)?;
     Ok(())
-}
-
-async fn on_destination<P: Parts, T: 'static, F>(
-    copier: &Copier<P>,
-    what: &str,
-    begin: impl FnOnce(Rc<P::Device>) -> F,
-) -> Result<T, TaskFailed>
-where
-    F: Future<Output = Result<T, BlockError>> + 'static,
-{
-    copier.nexus.wake_ticker();
-    match copier.destination.command(begin).await {
-        Answer::Done(value) => Ok(value),
-        Answer::Failed(error) => Err(TaskFailed(format!("{what}: {error}"))),
-        Answer::Left => Err(TaskFailed(format!("{what}: the destination left"))),
-    }
 }

@@ -231,15 +231,11 @@ fn a_record_of_another_volume_is_refused() {
 }
 
 #[test]
-fn a_volume_may_be_opened_under_a_new_name_but_not_mixed_with_another() {
-    let renamed = |number, counter, volume| MemberReport {
-        volume: Uuid::from_u128(volume),
-        ..report(number, counter, &[])
-    };
-    let same = [reached(renamed(1, 4, 0xAA)), reached(renamed(2, 4, 0xAA))];
-    assert_eq!(plan(None, &same).members, [id(1), id(2)]);
-    let mixed = [reached(renamed(1, 4, 0xAA)), reached(renamed(2, 4, 0xBB))];
-    assert_eq!(plan(None, &mixed).members.len(), 1);
+fn a_replica_of_another_volume_is_never_a_member() {
+    let other = MemberReport { volume: Uuid::from_u128(0xAA), ..report(2, 9, &[]) };
+    let plan = plan(None, &[reached(report(1, 4, &[])), reached(other)]);
+    assert_eq!(plan.members, [id(1)]);
+    assert_eq!(plan.retired, [(id(2), FaultReason::OutOfSync)]);
 }
 
 #[test]

@@ -80,6 +80,26 @@ fn d11_a_hole_of_the_source_becomes_a_hole_of_a_reused_destination() {
     });
 }
 
+/// A write that began before the destination joined reaches the source after its map was read: what looked like a
+/// hole is not one.
+#[test]
+fn d1_a_write_under_way_when_a_rebuild_begins_is_not_lost() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0]).await;
+        let hold = world.replicas[0].faults().add(Fault::new(FaultOp::Write, Effect::Hold));
+        let write = put_later(&nexus, 64, 9);
+        until("it is begun", || world.replicas[0].faults().held() == 1).await;
+        nexus.add_child(world.child(1), false).await.unwrap();
+        seconds(1).await;
+        world.replicas[0].faults().remove(hold);
+        write.await.unwrap().unwrap();
+        online(&world, &nexus).await;
+        world.assert_equal(&[0, 1]);
+        assert_eq!(world.replicas[1].peek(64 * 512..64 * 512 + 1), [9]);
+    });
+}
+
 #[test]
 fn only_written_blocks_are_copied_to_a_fresh_destination() {
     run(async || {

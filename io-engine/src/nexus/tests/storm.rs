@@ -1,1 +1,181 @@
-//! A storm of random faults, then calm.
+//! A storm of random faults, then calm: whatever happened, what was acknowledged is there, and all comes back.
+//!
+//! A host writes and reads blocks; meanwhile connections break, engines restart, machines lose power (never all of
+//! them in this storm), the store goes away, media fail, and the nexus itself dies and is created again. The replicas
+//! are those of [`super::world`], which fail in more ways than real ones; `engines` has the real ones.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::block::ErrorKind;
+use crate::block::fault::{Effect, Fault, FaultOp};
+use crate::block::memory::Survival;
+use crate::nexus::child_state::{ChildState, FaultReason};
+use crate::nexus::tests::oracle::{Oracle, client, seeds};
+use crate::nexus::tests::world::*;
+use crate::nexus::view::NexusHealth;
+use crate::record::memory::Fault as StoreFault;
+
+struct Storm {
+    world: Rc<World>,
+    oracle: Rc<Oracle>,
+    nexus: TestNexus,
+    clients: Vec<runtime::JoinHandle<()>>,
+    stop: Rc<Cell<bool>>,
+}
+
+fn chance(one_in: u64) -> bool {
+    runtime::random_u64().is_multiple_of(one_in)
+}
+
+impl Storm {
+    fn start_clients(&mut self) {
+        self.stop = Rc::default();
+        self.clients = (0..4)
+            .map(|number| {
+                let (oracle, stop) = (Rc::clone(&self.oracle), Rc::clone(&self.stop));
+                runtime::spawn(client(self.nexus.clone(), oracle, number, stop))
+            })
+            .collect();
+    }
+
+    /// The nexus's engine dies, and a new nexus is made, as often as it takes.
+    async fn restart_nexus(&mut self) {
+        for client in self.clients.drain(..) {
+            client.abort();
+        }
+        crash(self.nexus.clone()).await;
+        let deadline = runtime::now() + Duration::from_secs(600);
+        self.nexus = loop {
+            match self.world.try_nexus(&[0, 1, 2]).await {
+                Ok(nexus) => break nexus,
+                Err(error) => assert!(runtime::now() < deadline, "the volume does not come back: {error}"),
+            }
+            self.change_weather(true);
+            seconds(1).await;
+        };
+        self.start_clients();
+    }
+
+    /// Connections and store, at random; with `is_better` only towards calm.
+    fn change_weather(&self, is_better: bool) {
+        for replica in &self.world.replicas {
+            if chance(2) {
+                replica.set_reach(Reach::Up);
+            } else if !is_better && chance(6) {
+                replica.set_reach(if chance(2) { Reach::Refused } else { Reach::Black });
+            }
+        }
+        if chance(2) {
+            self.world.store.set_fault(StoreFault::None);
+        } else if !is_better && chance(4) {
+            let faults = [StoreFault::Unreachable, StoreFault::ReplyLost, StoreFault::RequestLost];
+            self.world.store.set_fault(faults[usize::try_from(runtime::random_u64() % 3).unwrap()]);
+        }
+    }
+
+    async fn strike(&mut self) {
+        let replica = {
+            let index = usize::try_from(runtime::random_u64() % 3).unwrap();
+            Rc::clone(&self.world.replicas[index])
+        };
+        match runtime::random_u64() % 12 {
+            0..=3 => self.change_weather(false),
+            4 | 5 => replica.restart_engine(),
+            6 => replica.break_connections(),
+            7 => {
+                // Never all at once: what was acknowledged and not flushed survives on another.
+                let others_have_power = self
+                    .world
+                    .replicas
+                    .iter()
+                    .filter(|other| !Rc::ptr_eq(other, &replica))
+                    .any(|other| self.world.record().is_healthy(other.id) && !other.has_lost_power());
+                if others_have_power {
+                    replica.lose_power(Survival::Random(runtime::random_u64()));
+                }
+            }
+            8 => {
+                let op = if chance(2) { FaultOp::Write } else { FaultOp::Read };
+                let kind = ErrorKind::Media;
+                let effect = if chance(2) { Effect::Fail(kind) } else { Effect::FailAfter(kind) };
+                replica.faults().add(Fault::new(op, effect).times(1));
+            }
+            9 => {
+                let hold = replica.faults().add(Fault::new(FaultOp::Any, Effect::Hold));
+                runtime::sleep(Duration::from_millis(runtime::random_u64() % 6000)).await;
+                replica.faults().remove(hold);
+            }
+            10 => self.restart_nexus().await,
+            _ => {
+                let view = self.nexus.view();
+                for child in view.children {
+                    if matches!(child.state, ChildState::Faulted(reason) if reason.is_recoverable()) {
+                        // It may not be reachable just now.
+                        let _later = self.nexus.online_child(&child.uri).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything works again; within a bounded time the volume is whole, and all replicas are equal.
+    async fn calm(&mut self) {
+        self.world.store.set_fault(StoreFault::None);
+        for replica in &self.world.replicas {
+            replica.set_reach(Reach::Up);
+            replica.faults().clear();
+        }
+        let deadline = runtime::now() + Duration::from_secs(300);
+        loop {
+            let view = self.nexus.view();
+            if view.health == NexusHealth::Online && view.unsynced_regions == 0 {
+                break;
+            }
+            assert!(runtime::now() < deadline, "no calm: {}", inside(&self.nexus));
+            for child in view.children {
+                if matches!(child.state, ChildState::Faulted(reason) if reason != FaultReason::ByClient) {
+                    let _later = self.nexus.online_child(&child.uri).await;
+                }
+            }
+            seconds(1).await;
+        }
+        self.stop.set(true);
+        for client in self.clients.drain(..) {
+            let ended = runtime::timeout(Duration::from_secs(60), client).await;
+            let Ok(ended) = ended else { panic!("a client is not answered: {}", inside(&self.nexus)) };
+            ended.expect("a client is not aborted");
+        }
+        self.oracle.read_all(&self.nexus).await;
+        self.world.assert_equal(&[0, 1, 2]);
+    }
+}
+
+async fn storm() {
+    let world = World::new(3);
+    for replica in &world.replicas {
+        replica.latency_ms_max.set(4);
+    }
+    let nexus = world.nexus(&[0, 1, 2]).await;
+    let mut storm = Storm { world, oracle: Rc::default(), nexus, clients: Vec::new(), stop: Rc::default() };
+    storm.start_clients();
+    for _ in 0..2 {
+        for _ in 0..20 {
+            storm.strike().await;
+            runtime::sleep(Duration::from_millis(runtime::random_u64() % 3000)).await;
+        }
+        storm.calm().await;
+        storm.start_clients();
+    }
+    storm.calm().await;
+    assert!(storm.oracle.answered() > 100, "the storm let nothing through");
+}
+
+/// More seeds by `STORM_SEEDS=first..last`.
+#[test]
+fn d1_acknowledged_writes_survive_a_storm() {
+    for seed in seeds("STORM_SEEDS", 0..8) {
+        run_seeded(seed, storm);
+    }
+}

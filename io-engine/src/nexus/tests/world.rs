@@ -151,6 +151,10 @@ impl Replica {
         self.durable.borrow().open.iter().map(|region| region - DATA_OFFSET_BYTES / REGION).collect()
     }
 
+    pub(super) fn has_lost_power(&self) -> bool {
+        self.durable.borrow().lost_power
+    }
+
     pub(super) fn epoch(&self) -> Epoch {
         self.durable.borrow().epoch
     }
@@ -357,7 +361,13 @@ impl BlockDevice for Connection {
 
     async fn flush(&self) -> Result<(), BlockError> {
         let disk = self.replica.disk.borrow().clone();
-        self.send(async move { disk.flush().await }).await
+        self.send(async move {
+            disk.flush().await?;
+            // What is durable need not be kept apart any more.
+            disk.inner().record();
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -551,6 +561,31 @@ pub(super) async fn get(nexus: &TestNexus, lba: u64) -> u8 {
     let buf = nexus.read(Lba(lba), IoBuf::zeroed(8 * 512)).await.expect("the read is answered");
     assert!(buf.iter().all(|byte| *byte == buf[0]), "one write, one value");
     buf[0]
+}
+
+/// What a nexus waits for, for the message of a story that does not go on.
+pub(super) fn inside(nexus: &TestNexus) -> String {
+    let inner = &nexus.inner;
+    let children: Vec<_> = inner
+        .children
+        .borrow()
+        .iter()
+        .map(|child| {
+            let waits = child.oldest_command().map(|since| runtime::now().duration_since(since));
+            format!("{} {} joined {} waits {waits:?}", child.uri, child.state(), child.joined.get())
+        })
+        .collect();
+    format!(
+        "{:#?}\n{children:#?}\nlocks {} inside {} record {:?}\nregions {:?}\nunsynced {:?} closing {} ticking {}",
+        nexus.view(),
+        inner.lock.len(),
+        inner.gate.inside(),
+        inner.record.borrow(),
+        inner.regions.borrow(),
+        inner.unsynced.borrow(),
+        inner.is_closing.get(),
+        inner.is_ticking.get(),
+    )
 }
 
 /// The process of a nexus dies: nothing of it goes on, nothing is recorded.

@@ -1,0 +1,350 @@
+//! Three engines with real pools, replicas, targets and initiators, in a simulated world of disks and network.
+//!
+//! Fault model: engines are killed and started again, one machine per round loses power, links between machines are cut
+//! and healed, connections are reset, the store goes away, loses replies or requests. Never: loss of a disk, and loss of
+//! power of all members. After each round there is calm: the volume has to be whole again within minutes of its time,
+//! every place must show what the oracle allows, and all replicas must hold the same bytes.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nvme::Nqn;
+use nvme::ana::AnaState;
+use runtime::IoBuf;
+use runtime::sim::{NodeId, Sim};
+use uuid::Uuid;
+
+use crate::block::{BaseDevice, BlockDevice, Lba};
+use crate::device::FileDevice;
+use crate::initiator::InitiatorOptions;
+use crate::nexus::child_state::ChildState;
+use crate::nexus::layout::DATA_OFFSET_BYTES;
+use crate::nexus::tests::oracle::{CLIENTS, Oracle, client, seeds};
+use crate::nexus::view::NexusHealth;
+use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, Nexus, NexusSpec};
+use crate::pool::{ClusterId, Expected, Host, Pool, PoolSpec};
+use crate::record::Store;
+use crate::record::memory::{Fault, MemoryStore};
+use crate::replica::{Replica, ReplicaSpec};
+use crate::target::{AllowedHosts, OlderCommands, PORT, Subsystem, Target, TargetOptions};
+
+const MIB: u64 = 1 << 20;
+const ENGINES: usize = 3;
+const SIZE: u64 = 4 * MIB;
+const KEY: &str = "/volume/info";
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC1));
+
+/// What outlives the engines.
+struct Shared {
+    store: MemoryStore,
+    oracle: Rc<Oracle>,
+    stop: Rc<Cell<bool>>,
+    clients: Cell<usize>,
+    nexus: RefCell<Option<EngineNexus>>,
+    replicas: RefCell<[Option<Replica>; ENGINES]>,
+}
+
+fn address(index: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(index + 1).expect("few engines")))
+}
+
+fn replica_id(index: usize) -> Uuid {
+    Uuid::from_u128(0x100 + index as u128)
+}
+
+fn nqn(text: impl std::fmt::Display) -> Nqn {
+    Nqn::new(format!("nqn.2019-05.io.openebs:{text}")).expect("a valid name")
+}
+
+/// A process: imports its pool, or makes it the first time, and serves its replica; the first engine has the nexus.
+async fn engine(shared: Rc<Shared>, index: usize) {
+    let host = Host::here(Uuid::from_bytes(runtime::random_uuid_bytes()));
+    let open =
+        async || BaseDevice::File(FileDevice::open("/disk0", Some(512)).await.expect("the disk opens"));
+    let pool = match Pool::import(open().await, &Expected::default(), host).await {
+        Ok(pool) => pool,
+        Err(_) => {
+            let mut spec =
+                PoolSpec::new(format!("pool-{index}"), Uuid::from_u128(index as u128 + 1), CLUSTER);
+            spec.extent_bytes = MIB;
+            // A create that a kill interrupted is begun again.
+            Pool::create(open().await, spec, host).await.expect("the pool is made")
+        }
+    };
+    let replica = match pool.replica(replica_id(index)) {
+        Some(replica) => replica,
+        None => {
+            let spec = ReplicaSpec {
+                uuid: replica_id(index),
+                name: format!("replica-{index}"),
+                len_bytes: DATA_OFFSET_BYTES + SIZE + MIB,
+                is_thin: true,
+                ..ReplicaSpec::default()
+            };
+            pool.create_replica(spec).await.expect("the replica is made")
+        }
+    };
+    shared.replicas.borrow_mut()[index] = Some(replica.clone());
+    let target = Target::bind(SocketAddr::new(address(index), PORT), TargetOptions::default()).await;
+    let target: Target<Replica> = target.expect("the port is free");
+    let subsystem = Subsystem {
+        nqn: nqn(replica_id(index)),
+        uuid: replica_id(index),
+        export: replica.clone(),
+        allowed_hosts: AllowedHosts::Any,
+        cntlids: 1..=100,
+        ana_state: AnaState::Optimized,
+        is_thin: true,
+        older_commands: OlderCommands::Drain,
+        retry_delays: [0; 3],
+    };
+    target.add(subsystem).expect("the subsystem is new");
+    if index == 0 {
+        serve_volume(&shared, replica).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
+    let children = (0..ENGINES)
+        .map(|index| {
+            let replica = replica_id(index);
+            let uri = match index {
+                0 => format!("bdev:///{replica}"),
+                _ => format!("nvmf+tcp://{}:{PORT}/{}", address(index), nqn(replica)),
+            };
+            ChildSpec { uri, replica }
+        })
+        .collect();
+    let spec = NexusSpec {
+        uuid: Uuid::from_u128(0xA0),
+        name: "nexus".into(),
+        volume: Uuid::from_u128(0xF0),
+        size_bytes: SIZE,
+        children,
+        record_key: KEY.into(),
+        given_up: Vec::new(),
+        rebuild_bytes_per_second: None,
+    };
+    let find_local = Rc::new(move |_: &str| Some(ChildDevice::Replica(local.clone())));
+    let parts = EngineParts {
+        host: nqn("node-name:engine-0"),
+        initiator: InitiatorOptions::default(),
+        find_local,
+        store: Store::Memory(shared.store.clone()),
+    };
+    let nexus = loop {
+        match Nexus::create(spec.clone(), parts.clone()).await {
+            Ok(nexus) => break nexus,
+            Err(_) => runtime::sleep(Duration::from_millis(500)).await,
+        }
+    };
+    shared.nexus.replace(Some(nexus.clone()));
+    for number in 0..CLIENTS {
+        start_client(shared, &nexus, number);
+    }
+}
+
+fn start_client(shared: &Rc<Shared>, nexus: &EngineNexus, number: u64) {
+    let (shared, nexus) = (Rc::clone(shared), nexus.clone());
+    shared.clients.set(shared.clients.get() + 1);
+    runtime::spawn(async move {
+        client(nexus, Rc::clone(&shared.oracle), number, Rc::clone(&shared.stop)).await;
+        shared.clients.set(shared.clients.get() - 1);
+    });
+}
+
+struct World {
+    sim: Sim,
+    nodes: Vec<NodeId>,
+    is_alive: [bool; ENGINES],
+    shared: Rc<Shared>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let sim = Sim::new(seed);
+        let nodes: Vec<_> =
+            (0..ENGINES).map(|index| sim.add_node(&format!("engine-{index}"), address(index))).collect();
+        for node in &nodes {
+            sim.add_disk(*node, "/disk0", 64 * MIB);
+        }
+        let shared = Rc::new(Shared {
+            store: MemoryStore::with_identity("cluster"),
+            oracle: Rc::default(),
+            stop: Rc::default(),
+            clients: Cell::new(0),
+            nexus: RefCell::default(),
+            replicas: RefCell::default(),
+        });
+        Self { sim, nodes, is_alive: [false; ENGINES], shared }
+    }
+
+    fn random(&self, below: u64) -> usize {
+        usize::try_from(self.sim.random_u64() % below).expect("a small number")
+    }
+
+    fn start(&mut self, index: usize) {
+        if !self.is_alive[index] {
+            self.is_alive[index] = true;
+            self.sim.spawn(self.nodes[index], engine(Rc::clone(&self.shared), index));
+        }
+    }
+
+    /// The engine ends, with or without its machine.
+    fn end(&mut self, index: usize, loses_power: bool) {
+        if !self.is_alive[index] {
+            return;
+        }
+        self.is_alive[index] = false;
+        self.shared.replicas.borrow_mut()[index] = None;
+        if index == 0 {
+            self.shared.nexus.replace(None);
+            self.shared.clients.set(0);
+        }
+        if loses_power {
+            self.sim.power_off(self.nodes[index]);
+        } else {
+            self.sim.kill(self.nodes[index]);
+        }
+    }
+
+    fn strike(&mut self, power_losses: &mut u32) {
+        let index = self.random(ENGINES as u64);
+        match self.random(12) {
+            0 | 1 => self.end(index, false),
+            2 if *power_losses == 0 => {
+                let others = self.shared.store.peek(KEY).is_some_and(|record| {
+                    (0..ENGINES).any(|other| other != index && record.is_healthy(replica_id(other)))
+                });
+                if others {
+                    *power_losses += 1;
+                    self.end(index, true);
+                }
+            }
+            3..=6 => (0..ENGINES).for_each(|index| self.start(index)),
+            7 => self.sim.partition(self.nodes[index], self.nodes[(index + 1) % ENGINES]),
+            8 => self.sim.heal(self.nodes[index], self.nodes[(index + 1) % ENGINES]),
+            9 => {
+                let faults =
+                    [Fault::Unreachable, Fault::ReplyLost, Fault::RequestLost, Fault::None, Fault::None];
+                self.shared.store.set_fault(faults[self.random(5)]);
+            }
+            10 => self.online(),
+            _ => self.sim.handle().reset_connections(self.nodes[0], self.nodes[index.max(1)]),
+        }
+    }
+
+    /// Brings children back that can come back.
+    fn online(&mut self) {
+        let Some(nexus) = self.shared.nexus.borrow().clone() else { return };
+        self.sim.spawn(self.nodes[0], async move {
+            for child in nexus.view().children {
+                if matches!(child.state, ChildState::Faulted(_)) {
+                    // It may not be reachable just now.
+                    let _later = nexus.online_child(&child.uri).await;
+                }
+            }
+        });
+    }
+
+    fn calm(&mut self) {
+        self.shared.store.set_fault(Fault::None);
+        for a in 0..ENGINES {
+            self.start(a);
+            for b in 0..a {
+                self.sim.heal(self.nodes[a], self.nodes[b]);
+            }
+        }
+        let is_whole = |shared: &Shared| {
+            shared.nexus.borrow().as_ref().is_some_and(|nexus| {
+                let view = nexus.view();
+                view.health == NexusHealth::Online && view.unsynced_regions == 0
+            })
+        };
+        for turn in 0.. {
+            if is_whole(&self.shared) {
+                break;
+            }
+            let view = self.shared.nexus.borrow().as_ref().map(Nexus::view);
+            assert!(turn < 300, "seed {}: no calm: {view:#?}", self.sim.seed());
+            self.online();
+            self.sim.run_for(Duration::from_secs(1));
+        }
+        self.shared.stop.set(true);
+        for turn in 0.. {
+            if self.shared.clients.get() == 0 {
+                break;
+            }
+            assert!(turn < 60, "seed {}: a client is not answered", self.sim.seed());
+            self.sim.run_for(Duration::from_secs(1));
+        }
+        let nexus = self.shared.nexus.borrow().clone().expect("looked at above");
+        self.sim.block_on(self.nodes[0], self.shared.oracle.read_all(&nexus));
+        self.assert_equal();
+        self.shared.stop.set(false);
+        let shared = Rc::clone(&self.shared);
+        self.sim.block_on(self.nodes[0], async {
+            for number in 0..CLIENTS {
+                start_client(&shared, &nexus, number);
+            }
+        });
+    }
+
+    fn assert_equal(&self) {
+        let contents: Vec<_> = (0..ENGINES)
+            .map(|index| {
+                let replica = self.shared.replicas.borrow()[index].clone().expect("all engines run");
+                let lba = Lba(DATA_OFFSET_BYTES / 512);
+                let len = usize::try_from(SIZE).expect("a small volume");
+                self.sim.block_on(self.nodes[index], async move {
+                    replica.read(lba, IoBuf::zeroed(len)).await.expect("the replica reads")
+                })
+            })
+            .collect();
+        for (index, content) in contents.iter().enumerate().skip(1) {
+            let differs = contents[0].iter().zip(content.iter()).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "seed {}: replica {index} differs at this byte", self.sim.seed());
+        }
+    }
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    (0..ENGINES).for_each(|index| world.start(index));
+    world.sim.run_for(Duration::from_secs(5));
+    for _ in 0..2 {
+        let mut power_losses = 0;
+        for _ in 0..15 {
+            world.strike(&mut power_losses);
+            let pause = Duration::from_millis(world.random(3000) as u64);
+            world.sim.run_for(pause);
+        }
+        world.calm();
+    }
+    assert!(world.shared.oracle.answered() > 100, "seed {seed}: the faults let nothing through");
+}
+
+// Several tests, so that they use several cores. Other seeds by `SIM_SEEDS=first..last`, in the first of them.
+
+#[test]
+fn d1_three_engines_keep_what_they_acknowledged() {
+    seeds("SIM_SEEDS", 0..5).for_each(run);
+}
+
+#[test]
+fn d1_three_engines_keep_what_they_acknowledged_5() {
+    (5..10).for_each(run);
+}
+
+#[test]
+fn d1_three_engines_keep_what_they_acknowledged_10() {
+    (10..15).for_each(run);
+}
+
+#[test]
+fn d1_three_engines_keep_what_they_acknowledged_15() {
+    (15..20).for_each(run);
+}
