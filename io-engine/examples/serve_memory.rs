@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
-use io_engine::block::{BaseDevice, MemoryDevice};
+use io_engine::block::{BaseDevice, Blocks, Geometry, MemoryDevice};
 use io_engine::target::{AllowedHosts, Exported, OlderCommands, Plain, Subsystem, Target, TargetOptions};
 use nvme::Nqn;
 use nvme::ana::AnaState;
@@ -31,10 +31,14 @@ fn main() -> anyhow::Result<()> {
     let nqn = Nqn::new(name.as_str()).with_context(|| name.clone())?;
     let mebibytes: u64 = size.parse().with_context(|| format!("{size} is no size"))?;
     let block_bytes: u32 = block.parse().with_context(|| format!("{block} is no block size"))?;
+    if !matches!(block_bytes, 512 | 4096) {
+        bail!("blocks have 512 or 4096 bytes");
+    }
     let uuid = name.rsplit(':').next().and_then(|text| Uuid::parse_str(text).ok());
     runtime::block_on(async {
         let target = Target::bind(address, TargetOptions::default()).await.context("listen")?;
-        let device = MemoryDevice::of_len(mebibytes << 20, block_bytes);
+        let blocks = Blocks((mebibytes << 20) / u64::from(block_bytes));
+        let device = MemoryDevice::volatile(Geometry { block_bytes, blocks });
         target.add(Subsystem {
             nqn,
             uuid: uuid.unwrap_or(Uuid::from_u128(0x5e17_e000_0000_4000_8000_0000_0000_0001)),
