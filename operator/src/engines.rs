@@ -61,6 +61,9 @@ impl std::fmt::Debug for Engines {
 /// How often a listing is repeated because a change came in between.
 const LOAD_ATTEMPTS: usize = 20;
 
+/// How old the list of a node's disks may be.
+const DISKS_PERIOD: Duration = Duration::from_secs(60);
+
 impl Engines {
     /// Engines reached by `connector`, changed under the registry's fence.
     pub fn new(registry: Arc<Registry>, connector: Arc<dyn Connect>, settings: EngineSettings) -> Self {
@@ -152,9 +155,35 @@ impl Engines {
                 NodeEvent::LoadFailed
             }
         };
+        if outcome.is_ok() {
+            self.list_disks(node).await;
+        }
         // A probe that follows a failed load is left to the watchdog's next round.
         self.apply(node, event);
         outcome.is_ok()
+    }
+
+    /// Lists the disks now and then: it costs the engine a walk through sysfs.
+    async fn list_disks(&self, node: &str) {
+        let listed = self.registry.lock().states.node_mut(node).disks_listed;
+        if listed.is_some_and(|at| at.elapsed() < DISKS_PERIOD) {
+            return;
+        }
+        let Ok(client) = self.client(node) else { return };
+        match client.list_block_devices(false).await {
+            Ok(disks) => {
+                let mut inner = self.registry.lock();
+                let state = inner.states.node_mut(node);
+                state.disks_listed = Some(Instant::now());
+                let changed = state.disks != disks;
+                state.disks = disks;
+                drop(inner);
+                if changed {
+                    self.registry.announce(ObjectKey::Node(node.to_owned()));
+                }
+            }
+            Err(error) => warn!(node.name = node, %error, "disks not listed"),
+        }
     }
 
     async fn try_load(&self, node: &str) -> Result<()> {

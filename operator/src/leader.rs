@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_api::Connect;
+use futures::future::BoxFuture;
 use store::election::{Leader, campaign};
 use store::{Keys, Objects, Store};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -24,6 +26,9 @@ use crate::registry::Registry;
 
 /// The services of the term that is on, if this process leads.
 pub type Terms = watch::Receiver<Option<Arc<Core>>>;
+
+/// Something that runs beside the reconcilers for the length of a term, such as the Kubernetes controllers.
+pub type Companion = Arc<dyn Fn(Arc<Core>, CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// What a term is made of.
 #[derive(Clone)]
@@ -44,6 +49,8 @@ pub struct TermParts {
     pub core: CoreSettings,
     /// How often things are looked at.
     pub reconcile: ReconcileSettings,
+    /// Run for the length of each term.
+    pub companions: Vec<Companion>,
 }
 
 impl std::fmt::Debug for TermParts {
@@ -52,6 +59,8 @@ impl std::fmt::Debug for TermParts {
     }
 }
 
+/// What companions have for what they have begun.
+const COMPANIONS_GRACE: Duration = Duration::from_secs(5);
 /// Pause before another try when a won term could not begin.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
@@ -88,6 +97,10 @@ pub async fn lead(parts: TermParts, terms: watch::Sender<Option<Arc<Core>>>, shu
         let core = Core::new(registry, parts.connector.clone(), parts.core.clone());
         let stop = CancellationToken::new();
         let reconcilers = tokio::spawn(reconcile::run(core.clone(), parts.reconcile, stop.clone()));
+        let mut companions = JoinSet::new();
+        for companion in &parts.companions {
+            companions.spawn(companion(core.clone(), stop.clone()));
+        }
         terms.send_replace(Some(core.clone()));
         info!(leader.revision = leadership.fence().revision.0, "term begun");
         let reason = tokio::select! {
@@ -99,6 +112,9 @@ pub async fn lead(parts: TermParts, terms: watch::Sender<Option<Arc<Core>>>, shu
         stop.cancel();
         if let Err(failure) = reconcilers.await {
             error!(error = %failure, "reconcilers ended badly");
+        }
+        if tokio::time::timeout(COMPANIONS_GRACE, companions.join_all()).await.is_err() {
+            info!("companions were still at work, ending them");
         }
         info!(reason, "term ended");
         if shutdown.is_cancelled() {

@@ -17,7 +17,7 @@
 //! | when an engine counts as gone | [`engines::watchdog`] |
 //! | when things are looked at again | [`reconcile`] |
 //! | what REST answers | [`rest`] |
-//! | what Kubernetes shows and asks | [`kube`] |
+//! | what Kubernetes shows and asks | [`kube`], and [`plane`] for what the services answer |
 //! | who leads | [`leader`] |
 
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ pub mod kube;
 pub mod leader;
 pub mod nexus;
 pub mod node;
+pub mod plane;
 pub mod pool;
 pub mod reconcile;
 pub mod registry;

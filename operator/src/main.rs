@@ -8,9 +8,12 @@ use anyhow::Context;
 use clap::Parser;
 use engine_api::GrpcConnector;
 use engine_api::client::Deadlines;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use operator::config::Args;
 use operator::grpc::registration::Front;
-use operator::leader::{TermParts, lead};
+use operator::kube::Controllers;
+use operator::leader::{Companion, TermParts, lead};
+use operator::plane::Plane;
 use operator::rest;
 use store::{EtcdOptions, EtcdStore, Keys};
 use telemetry::TelemetryOptions;
@@ -31,6 +34,7 @@ async fn main() -> anyhow::Result<()> {
         EtcdStore::connect(&EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout })
             .await
             .context("use the etcd endpoints")?;
+    let companions = kubernetes(&args).await?.into_iter().collect();
     let rest_listener =
         TcpListener::bind(args.http).await.with_context(|| format!("serve REST on {}", args.http))?;
     let registration_listener = TcpListener::bind(args.grpc_server_addr)
@@ -39,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     info!(rest.address = %args.http, registration.address = %args.grpc_server_addr, "operator started");
 
     let (terms_sender, terms) = watch::channel(None);
-    let leading = tokio::spawn(lead(term_parts(&args, store), terms_sender, shutdown.clone()));
+    let leading = tokio::spawn(lead(term_parts(&args, store, companions), terms_sender, shutdown.clone()));
     let rest = tokio::spawn(
         axum::serve(rest_listener, rest::router(terms.clone()))
             .with_graceful_shutdown(shutdown.clone().cancelled_owned())
@@ -67,7 +71,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn term_parts(args: &Args, store: EtcdStore) -> TermParts {
+fn term_parts(args: &Args, store: EtcdStore, companions: Vec<Companion>) -> TermParts {
     TermParts {
         store: Arc::new(store),
         keys: Keys::new(&args.cluster, &args.namespace),
@@ -83,5 +87,36 @@ fn term_parts(args: &Args, store: EtcdStore) -> TermParts {
         page_limit: args.etcd_page_limit,
         core: args.core_settings(),
         reconcile: args.reconcile_settings(),
+        companions,
     }
+}
+
+/// The controllers of our resources, where there is a cluster to serve them in.
+async fn kubernetes(args: &Args) -> anyhow::Result<Option<Companion>> {
+    let config = match &args.kubeconfig {
+        _ if args.without_kubernetes => None,
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+            let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+            Some(config.with_context(|| format!("use {}", path.display()))?)
+        }
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            Some(kube::Config::incluster().context("use the cluster this process runs in")?)
+        }
+        None => None,
+    };
+    let Some(config) = config else {
+        info!("serving without Kubernetes");
+        return Ok(None);
+    };
+    info!(kubernetes.url = %config.cluster_url, "serving Kubernetes resources");
+    let client = kube::Client::try_from(config).context("connect to Kubernetes")?;
+    let (namespace, instance) = (args.namespace.clone(), args.instance_name());
+    Ok(Some(Arc::new(move |core, stop| {
+        let plane = Plane::new(core, &namespace);
+        let controllers = Controllers::new(client.clone(), &namespace, &instance, plane.clone());
+        Box::pin(async move {
+            tokio::join!(plane.follow(stop.clone()), controllers.run(stop));
+        })
+    })))
 }

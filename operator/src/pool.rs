@@ -1,17 +1,20 @@
 //! Pools: the verbs a caller has.
 
-mod apply;
+pub(crate) mod apply;
 pub mod plan;
 
 use std::collections::BTreeMap;
 
 use engine_api::Pool;
+use serde_json::Value;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::core::Core;
 use crate::error::{ErrorKind, Result, ServiceError};
-use crate::registry::{GUARD_WAIT, Guard, NodeSpec, ObjectKey, PoolSpec, ReplicaSpec, SpecStatus};
+use crate::registry::{
+    GUARD_WAIT, Guard, MirrorNote, NodeSpec, ObjectKey, PoolSpec, ReplicaSpec, SpecStatus,
+};
 use crate::volume::view::Presence;
 use plan::{Barred, PoolPlan, PoolStep, PoolView, plan};
 
@@ -43,6 +46,7 @@ pub struct Unclaimed {
 #[derive(Clone, Copy, Debug)]
 pub struct Pools<'a> {
     core: &'a Core,
+    mirror: Option<&'a Value>,
 }
 
 /// A pool needs a handful of steps; more in one go means that steps have no effect.
@@ -50,7 +54,18 @@ const STEPS_MAX: usize = 20;
 
 impl<'a> Pools<'a> {
     pub(crate) fn new(core: &'a Core) -> Self {
-        Self { core }
+        Self { core, mirror: None }
+    }
+
+    /// The same verbs; what a verb changes and what this mirrors to the CR are written in one (SAFETY C4).
+    pub fn mirroring(self, mirror: &'a Value) -> Self {
+        Self { mirror: Some(mirror), ..self }
+    }
+
+    fn stamp(self, pool: &mut PoolSpec) {
+        if let Some(mirror) = self.mirror {
+            pool.mirror = Some(MirrorNote { settled: Some(mirror.clone()), pending: None });
+        }
     }
 
     /// One pool as wanted.
@@ -105,7 +120,9 @@ impl<'a> Pools<'a> {
                 self.refuse_clashes(&request)?;
                 // Nothing is stamped, and so nothing is made, before the identity is in the registry (SAFETY C1).
                 self.core.registry.mint_identity().await?;
-                self.core.registry.create(new_spec(request)).await?;
+                let mut wanted = new_spec(request);
+                self.stamp(&mut wanted);
+                self.core.registry.create(wanted).await?;
             }
             Some(found) if found.status == SpecStatus::Deleting => {
                 return Err(ServiceError::new(ErrorKind::Deleting, format!("pool {id} is being deleted")));
@@ -141,7 +158,13 @@ impl<'a> Pools<'a> {
         {
             let _no_new_replicas = self.core.registry.placement().await;
             self.ensure_empty(&spec)?;
-            self.core.registry.update::<PoolSpec>(id, |pool| pool.status = SpecStatus::Deleting).await?;
+            self.core
+                .registry
+                .update::<PoolSpec>(id, |pool| {
+                    pool.status = SpecStatus::Deleting;
+                    pool.is_discarded = true;
+                })
+                .await?;
         }
         self.drive(id, |spec| spec.is_none()).await?;
         info!(pool.name = id, "pool destroyed");
@@ -153,7 +176,19 @@ impl<'a> Pools<'a> {
         self.core.registry.ensure_authority()?;
         let _guard = self.guard(id, "changing the labels").await?;
         self.get(id)?;
-        self.core.registry.update::<PoolSpec>(id, |pool| pool.labels = labels).await
+        self.core
+            .registry
+            .update::<PoolSpec>(id, |pool| {
+                pool.labels = labels;
+                self.stamp(pool);
+            })
+            .await
+    }
+
+    /// Notes what is being or was mirrored to its CR.
+    pub async fn note_mirror(self, id: &str, mirror: MirrorNote) -> Result<()> {
+        let _guard = self.guard(id, "noting its mirror").await?;
+        self.core.registry.update::<PoolSpec>(id, |pool| pool.mirror = Some(mirror)).await.map(drop)
     }
 
     /// Brings a pool nearer to what is wanted, as far as that can be done now. Returns whether it is as wanted.
@@ -236,6 +271,10 @@ impl<'a> Pools<'a> {
         match outcome {
             Ok(()) => {
                 notes.bars.done(&step);
+                if matches!(step, PoolStep::Create | PoolStep::Destroy) {
+                    // A disk was taken or given back.
+                    self.core.registry.lock().states.node_mut(&view.spec.node).disks_listed = None;
+                }
                 Ok(())
             }
             Err((error, is_final)) => {
@@ -328,6 +367,8 @@ fn new_spec(request: CreatePool) -> PoolSpec {
         disks: request.disks,
         labels: request.labels,
         cluster_bytes: request.cluster_bytes,
+        mirror: None,
+        is_discarded: false,
         status: SpecStatus::Creating,
     }
 }

@@ -17,6 +17,7 @@
 pub mod guard;
 mod identity;
 pub mod intent;
+mod mirror;
 mod nexus;
 mod node;
 mod pool;
@@ -36,6 +37,7 @@ use uuid::Uuid;
 
 pub use guard::{GUARD_WAIT, Guard, Guards, ObjectKey};
 pub use identity::{Authority, RegistryIdentity, authority};
+pub use mirror::{MirrorNote, MirrorRecord};
 pub use nexus::NexusSpec;
 pub use node::NodeSpec;
 pub use pool::PoolSpec;
@@ -67,6 +69,7 @@ pub struct Inner {
     nexuses: Table<NexusSpec>,
     nodes: Table<NodeSpec>,
     identities: Table<RegistryIdentity>,
+    mirrors: Table<MirrorRecord>,
     /// Objects that are being written, or whose last write has an unknown outcome, by (type, id).
     in_doubt: BTreeMap<(&'static str, String), Doubt>,
     /// Cluster identities shown by others than engines, such as CRs.
@@ -132,6 +135,7 @@ registered! {
     NexusSpec, nexuses, nexus => Some(ObjectKey::Volume(nexus.volume));
     NodeSpec, nodes, node => Some(ObjectKey::Node(node.id.clone()));
     RegistryIdentity, identities, _identity => None;
+    MirrorRecord, mirrors, _mirror => None;
 }
 
 /// The registry of one leader's term.
@@ -165,6 +169,7 @@ impl Registry {
             nexuses: load(&objects).await?,
             nodes: load(&objects).await?,
             identities,
+            mirrors: load(&objects).await?,
             in_doubt: BTreeMap::new(),
             shown: BTreeMap::new(),
             states: States::default(),
@@ -320,6 +325,15 @@ impl Registry {
         self.settle::<T>(id, outcome.map(|()| None)).await.map(drop)
     }
 
+    /// Remembers that there was something behind a CR, before it is gone.
+    pub async fn remember_cr(&self, kind: &str, name: &str) -> Result<()> {
+        if self.get::<MirrorRecord>(&MirrorRecord::id_of(kind, name)).is_some() {
+            return Ok(());
+        }
+        let mirror = MirrorNote::default();
+        self.create(MirrorRecord { kind: kind.to_owned(), name: name.to_owned(), mirror }).await
+    }
+
     /// Reads back every object whose last write has an unknown outcome. Nothing may be decided before.
     pub async fn resolve_doubts(&self) -> Result<()> {
         let doubts: Vec<(&'static str, String)> = {
@@ -338,6 +352,7 @@ impl Registry {
                 ReplicaSpec::KIND => self.reload::<ReplicaSpec>(&id).await?,
                 NexusSpec::KIND => self.reload::<NexusSpec>(&id).await?,
                 NodeSpec::KIND => self.reload::<NodeSpec>(&id).await?,
+                MirrorRecord::KIND => self.reload::<MirrorRecord>(&id).await?,
                 _ => self.reload::<RegistryIdentity>(&id).await?,
             }
         }

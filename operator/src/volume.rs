@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine_api::CNTLID_RANGE;
+use serde_json::Value;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -22,8 +23,8 @@ use crate::core::Core;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
-    GUARD_WAIT, Guard, HostAcl, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, TargetSpec, Topology,
-    VolumeOperation, VolumePolicy, VolumeSpec,
+    GUARD_WAIT, Guard, HostAcl, MirrorNote, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, TargetSpec,
+    Topology, VolumeOperation, VolumePolicy, VolumeSpec,
 };
 use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
 use converge::{Outcome, converge};
@@ -70,11 +71,23 @@ const CNTLID_WINDOW: u16 = 2;
 #[derive(Clone, Copy, Debug)]
 pub struct Volumes<'a> {
     core: &'a Core,
+    mirror: Option<&'a Value>,
 }
 
 impl<'a> Volumes<'a> {
     pub(crate) fn new(core: &'a Core) -> Self {
-        Self { core }
+        Self { core, mirror: None }
+    }
+
+    /// The same verbs; what a verb changes and what this mirrors to the CR are written in one (SAFETY C4).
+    pub fn mirroring(self, mirror: &'a Value) -> Self {
+        Self { mirror: Some(mirror), ..self }
+    }
+
+    fn stamp(self, volume: &mut VolumeSpec) {
+        if let Some(mirror) = self.mirror {
+            volume.mirror = Some(MirrorNote { settled: Some(mirror.clone()), pending: None });
+        }
     }
 
     /// One volume as wanted.
@@ -113,10 +126,12 @@ impl<'a> Volumes<'a> {
             ));
         };
         let _guard = self.guard(uuid, "creating").await?;
-        let wanted = new_spec(request);
+        let mut wanted = new_spec(request);
+        self.stamp(&mut wanted);
         match self.core.registry.get::<VolumeSpec>(&uuid.to_string()) {
             None => {
                 self.ensure_an_engine_is_online()?;
+                self.refuse_unclaimed(uuid)?;
                 self.core.registry.create(wanted).await?;
             }
             Some(found) if found.status == SpecStatus::Deleting => {
@@ -152,7 +167,10 @@ impl<'a> Volumes<'a> {
         self.get(uuid)?;
         self.core
             .registry
-            .update::<VolumeSpec>(&uuid.to_string(), |v| v.status = SpecStatus::Deleting)
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.status = SpecStatus::Deleting;
+                v.is_discarded = true;
+            })
             .await?;
         self.drive(uuid, |view| view.volume.is_none()).await
     }
@@ -185,6 +203,7 @@ impl<'a> Volumes<'a> {
                 v.next_cntlid = cntlid_after(target.cntlids.1);
                 v.target = Some(target);
                 v.operation = Some(VolumeOperation::Publish);
+                self.stamp(v);
             })
             .await?;
         let serves = |view: &VolumeView| {
@@ -201,6 +220,7 @@ impl<'a> Volumes<'a> {
             Err(error) => {
                 warn!(volume.id = %uuid, error = %error.chain(), "volume not published, rolling back");
                 self.roll_back_publish(uuid).await;
+                self.take_mirror_back(uuid, spec.mirror).await;
                 Err(error)
             }
         }
@@ -232,6 +252,7 @@ impl<'a> Volumes<'a> {
             .update::<VolumeSpec>(&uuid.to_string(), |v| {
                 v.target = None;
                 v.operation = Some(VolumeOperation::Unpublish);
+                self.stamp(v);
             })
             .await?;
         let is_done = |view: &VolumeView| {
@@ -259,7 +280,13 @@ impl<'a> Volumes<'a> {
             return Err(ServiceError::new(ErrorKind::ReplicaCountAchieved, text));
         }
         let id = uuid.to_string();
-        self.core.registry.update::<VolumeSpec>(&id, |v| v.num_replicas = count).await?;
+        self.core
+            .registry
+            .update::<VolumeSpec>(&id, |v| {
+                v.num_replicas = count;
+                self.stamp(v);
+            })
+            .await?;
         let has_count = |view: &VolumeView| {
             let live = view.replicas.iter().filter(|r| r.spec.status == SpecStatus::Created);
             let going = view.replicas.iter().any(|r| r.spec.status != SpecStatus::Created);
@@ -273,7 +300,13 @@ impl<'a> Volumes<'a> {
             }
             Err(error) if error.is_fenced() => return Err(error),
             Err(error) => {
-                self.core.registry.update::<VolumeSpec>(&id, |v| v.num_replicas = before).await?;
+                self.core
+                    .registry
+                    .update::<VolumeSpec>(&id, |v| {
+                        v.num_replicas = before;
+                        v.mirror = spec.mirror;
+                    })
+                    .await?;
                 return Err(error);
             }
         }
@@ -285,7 +318,51 @@ impl<'a> Volumes<'a> {
         self.core.registry.ensure_authority()?;
         let _guard = self.guard(uuid, "changing the policy").await?;
         self.get(uuid)?;
-        self.core.registry.update::<VolumeSpec>(&uuid.to_string(), |v| v.policy = policy).await
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.policy = policy;
+                self.stamp(v);
+            })
+            .await
+    }
+
+    /// Changes where replicas may be, from now on: those that exist stay where they are.
+    pub async fn set_topology(self, uuid: Uuid, topology: Topology) -> Result<VolumeSpec> {
+        self.core.registry.ensure_authority()?;
+        let _guard = self.guard(uuid, "changing the topology").await?;
+        self.get(uuid)?;
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.topology = topology;
+                self.stamp(v);
+            })
+            .await
+    }
+
+    /// Changes how the volume and its CR belong together: notes about the CR only.
+    pub async fn link(self, uuid: Uuid, change: impl FnOnce(&mut VolumeSpec)) -> Result<VolumeSpec> {
+        let _guard = self.guard(uuid, "linking").await?;
+        self.get(uuid)?;
+        self.core
+            .registry
+            .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                change(v);
+                self.stamp(v);
+            })
+            .await
+    }
+
+    /// A wish that was refused after all is not one that the registry agrees on.
+    async fn take_mirror_back(self, uuid: Uuid, before: Option<MirrorNote>) {
+        if self.mirror.is_none() {
+            return;
+        }
+        let outcome = self.core.registry.update::<VolumeSpec>(&uuid.to_string(), |v| v.mirror = before).await;
+        if let Err(error) = outcome {
+            warn!(volume.id = %uuid, error = %error.chain(), "a refused wish stays noted as agreed");
+        }
     }
 
     /// Changes who may connect to a published volume.
@@ -305,6 +382,7 @@ impl<'a> Volumes<'a> {
                 if let Some(target) = &mut v.target {
                     target.hosts = hosts;
                 }
+                self.stamp(v);
             })
             .await?;
         self.drive(uuid, |view| {
@@ -394,6 +472,26 @@ impl<'a> Volumes<'a> {
         }
     }
 
+    /// What engines show of a volume that the registry does not know is not made anew empty (SAFETY C1).
+    fn refuse_unclaimed(self, uuid: Uuid) -> Result<()> {
+        let inner = self.core.registry.lock();
+        let name = uuid.to_string();
+        for (node, state) in inner.states.nodes() {
+            let replica = state.holdings.replicas.values().find(|replica| {
+                let is_known = inner.spec::<ReplicaSpec>(&replica.uuid.to_string()).is_some();
+                replica.entity_id.as_deref() == Some(name.as_str()) && !is_known
+            });
+            if let Some(replica) = replica {
+                return Err(ServiceError::precondition(format!(
+                    "node {node} has replica {} of volume {uuid}, which this registry does not know: it is unclaimed \
+                     and no empty volume is made in its place. Restore the registry's etcd from a backup",
+                    replica.uuid
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn ensure_an_engine_is_online(self) -> Result<()> {
         let inner = self.core.registry.lock();
         let any = inner.states.nodes().any(|(_, state)| state.status == NodeStatus::Online);
@@ -450,6 +548,9 @@ fn new_spec(request: CreateVolume) -> VolumeSpec {
         target: None,
         operation: None,
         health_from: None,
+        mirror: None,
+        is_free: false,
+        is_discarded: false,
         next_cntlid: *CNTLID_RANGE.start(),
     }
 }

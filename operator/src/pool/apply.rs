@@ -7,6 +7,9 @@ use crate::core::Core;
 use crate::error::ServiceError;
 use crate::registry::{PoolSpec, SpecStatus};
 
+/// The kind of a pool's CR, in the records of what was mirrored.
+pub(crate) const POOL_CR: &str = "DiskPool";
+
 /// Does the step. The second part of an error says whether it is a verdict on the disk.
 pub(super) async fn apply(core: &Core, view: &PoolView, step: PoolStep) -> Result<(), (ServiceError, bool)> {
     let spec = &view.spec;
@@ -21,6 +24,9 @@ pub(super) async fn apply(core: &Core, view: &PoolView, step: PoolStep) -> Resul
             written(confirmed.await.map(drop))
         }
         PoolStep::Forget => {
+            if spec.is_discarded && spec.mirror.is_some() {
+                written(core.registry.remember_cr(POOL_CR, &spec.id).await)?;
+            }
             let outcome = core.registry.remove::<PoolSpec>(&spec.id).await;
             core.pool_notes().remove(&spec.id);
             written(outcome)

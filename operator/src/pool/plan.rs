@@ -127,6 +127,8 @@ mod tests {
                 disks: vec!["/dev/x".into()],
                 labels: BTreeMap::new(),
                 cluster_bytes: None,
+                mirror: None,
+                is_discarded: false,
                 status,
             },
             presence,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use store::Object;
 use uuid::Uuid;
 
-use super::SpecStatus;
+use super::{MirrorNote, SpecStatus};
 
 /// What is wanted of a pool. Its name is its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,12 @@ pub struct PoolSpec {
     /// Unit of space in bytes; the engine's default where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_bytes: Option<u32>,
+    /// What its CR and the registry were last seen to agree on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorNote>,
+    /// Somebody asked for its end: its CR is told so. Not set when a creation is taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_discarded: bool,
     /// Where it is in its life. `Creating` and `Deleting` are intents: written before the engine is asked.
     pub status: SpecStatus,
 }

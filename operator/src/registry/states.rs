@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use engine_api::{Nexus, NodeInfo, Pool, Replica};
+use engine_api::{BlockDevice, Nexus, NodeInfo, Pool, Replica};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -33,6 +33,10 @@ pub struct NodeState {
     pub heard: Instant,
     /// What it held when last asked. Only to be believed while it is online.
     pub holdings: Holdings,
+    /// Disks a pool could be made on, as last listed.
+    pub disks: Vec<BlockDevice>,
+    /// When they were listed.
+    pub disks_listed: Option<Instant>,
     /// Changing calls begun and ended: a listing that overlaps one may miss it.
     changes_begun: u64,
     changes_ended: u64,
@@ -59,6 +63,8 @@ impl States {
             info: None,
             heard: now,
             holdings: Holdings::default(),
+            disks: Vec::new(),
+            disks_listed: None,
             changes_begun: 0,
             changes_ended: 0,
         });

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use store::Object;
 use uuid::Uuid;
 
-use super::SpecStatus;
+use super::{MirrorNote, SpecStatus};
 
 /// What is wanted of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,15 @@ pub struct VolumeSpec {
     /// The nexus whose record in the store says which replicas have all data.
     #[serde(default)]
     pub health_from: Option<Uuid>,
+    /// What its CR and the registry were last seen to agree on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorNote>,
+    /// It was given free: it has no CR until one asks for it by its id.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_free: bool,
+    /// Somebody asked for its end: its CR is told so. Not set when a creation is taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_discarded: bool,
     /// First controller id of the next nexus, so that two nexuses of one volume never give out the same.
     #[serde(default = "first_cntlid")]
     pub next_cntlid: u16,
@@ -49,6 +58,15 @@ pub struct VolumeSpec {
 
 fn first_cntlid() -> u16 {
     *engine_api::CNTLID_RANGE.start()
+}
+
+impl VolumeSpec {
+    /// Name of its CR, unless it was given free: the one that asked for it, else its id.
+    pub fn cr_name(&self) -> Option<String> {
+        let named =
+            || self.origin.as_ref().map_or_else(|| self.uuid.to_string(), |origin| origin.name.clone());
+        (!self.is_free).then(named)
+    }
 }
 
 impl Object for VolumeSpec {
@@ -99,6 +117,9 @@ pub struct Topology {
     /// Labels a pool must have; an empty value asks for the key only.
     #[serde(default)]
     pub pool_labels: BTreeMap<String, String>,
+    /// Node labels whose values must be the same for all replicas.
+    #[serde(default)]
+    pub node_affinity: BTreeSet<String>,
     /// Node labels whose values must differ between replicas.
     #[serde(default)]
     pub node_spread: BTreeSet<String>,

@@ -309,6 +309,7 @@ pub(super) fn topology_from(topology: api::Topology) -> Topology {
         Some(api::NodeTopology::Labelled(labelled)) => {
             wanted.node_labels = labelled.inclusion;
             wanted.node_spread = labelled.exclusion.into_keys().collect();
+            wanted.node_affinity = labelled.affinitykey.into_iter().collect();
         }
     }
     if let Some(api::PoolTopology::Labelled(labelled)) = topology.pool_topology {
@@ -324,7 +325,10 @@ fn topology(topology: &Topology) -> Option<api::Topology> {
             allowed_nodes: list(&topology.allowed_nodes),
             preferred_nodes: list(&topology.preferred_nodes),
         }))
-    } else if !topology.node_labels.is_empty() || !topology.node_spread.is_empty() {
+    } else if !topology.node_labels.is_empty()
+        || !topology.node_spread.is_empty()
+        || !topology.node_affinity.is_empty()
+    {
         let exclusion: BTreeMap<String, String> =
             topology.node_spread.iter().map(|key| (key.clone(), String::new())).collect();
         let inclusion = topology.node_labels.clone();

@@ -22,6 +22,7 @@ pub const FILTERS: &[Filter] = &[
     Filter { name: "node_allowed", rule: node_allowed },
     Filter { name: "node_topology", rule: node_topology },
     Filter { name: "node_spread", rule: node_spread },
+    Filter { name: "node_affinity", rule: node_affinity },
     Filter { name: "pool_usable", rule: pool_usable },
     Filter { name: "pool_topology", rule: pool_topology },
     Filter { name: "pool_capacity", rule: pool_capacity },
@@ -88,6 +89,19 @@ fn node_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
         let taken = ask.used_nodes.iter().find(|(_, labels)| labels.get(key) == Some(own));
         if let Some((node, _)) = taken {
             return Err(format!("node {node} has a replica and the same {key}={own}"));
+        }
+    }
+    Ok(())
+}
+
+fn node_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    for key in &ask.topology.node_affinity {
+        let Some(own) = pool.node_labels.get(key) else {
+            return Err(format!("the node has no label {key} to keep to"));
+        };
+        let elsewhere = ask.used_nodes.iter().find(|(_, labels)| labels.get(key) != Some(own));
+        if let Some((node, _)) = elsewhere {
+            return Err(format!("node {node} has a replica and another {key} than {own}"));
         }
     }
     Ok(())

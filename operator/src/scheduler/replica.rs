@@ -203,7 +203,12 @@ mod tests {
         let same = PoolCandidate { node_labels: labels(&[("zone", "a")]), ..pool("p", "n") };
         assert_eq!(refused_by(&spread, same), "node_spread");
         let other = PoolCandidate { node_labels: labels(&[("zone", "b")]), ..pool("p", "n") };
-        assert_eq!(refused_by(&spread, other), "taken");
+        assert_eq!(refused_by(&spread, other.clone()), "taken");
+        let gathered = ReplicaAsk {
+            topology: Topology { node_affinity: BTreeSet::from(["zone".to_owned()]), ..Topology::default() },
+            ..spread
+        };
+        assert_eq!(refused_by(&gathered, other), "node_affinity");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::registry::{
     NexusSpec, PoolSpec, ReplicaSpec, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
 };
 
+/// The kind of a volume's CR, in the records of what was mirrored.
+pub(crate) const VOLUME_CR: &str = "Volume";
+
 /// Does the step. An error leaves the world in a state that the next observation shows.
 pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> {
     let registry = &core.registry;
@@ -73,6 +76,11 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         }
         Step::FinishOperation => finish(core, volume).await,
         Step::ForgetVolume => {
+            if let Some(spec) = registry.get::<VolumeSpec>(&volume.to_string())
+                && let Some(name) = spec.cr_name().filter(|_| spec.is_discarded && spec.mirror.is_some())
+            {
+                registry.remember_cr(VOLUME_CR, &name).await?;
+            }
             registry.remove::<VolumeSpec>(&volume.to_string()).await?;
             core.volume_notes().remove(&volume);
             info!(volume.id = %volume, "volume deleted");

@@ -36,6 +36,7 @@ impl Process {
             instance_name: name.into(),
             lease_ttl: Duration::from_secs(2),
             page_limit: 100,
+            companions: Vec::new(),
             core: settings(),
             reconcile: ReconcileSettings {
                 floor: Duration::from_secs(1),

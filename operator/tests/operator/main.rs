@@ -8,6 +8,7 @@ mod identity;
 mod lab;
 mod leader;
 mod plan;
+mod plane;
 mod rest;
 mod scripts;
 mod volumes;

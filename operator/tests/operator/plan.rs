@@ -56,6 +56,9 @@ impl Scene {
             target: None,
             operation: None,
             health_from: None,
+            mirror: None,
+            is_free: false,
+            is_discarded: false,
             next_cntlid: 1,
         };
         let view = VolumeView {

@@ -41,6 +41,7 @@ impl Running {
             instance_name: "rest".into(),
             lease_ttl: Duration::from_secs(30),
             page_limit: 100,
+            companions: Vec::new(),
             core: settings(),
             reconcile: ReconcileSettings {
                 refresh: Duration::from_millis(200),
