@@ -42,6 +42,12 @@ loom: setup ## Try every interleaving of what threads share (loom); a part of te
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/loom" \
 		cargo test --release --quiet -p runtime --test mailbox
 
+# What to measure and for how long: make bench BENCH='--only "memory read" --rounds 5'
+BENCH ?=
+.PHONY: bench
+bench: setup ## Measure the data path beside its limits: BENCH='--only memory --rounds 5', BENCH=--help
+	cargo bench --quiet -p io-engine --bench data_path -- $(BENCH)
+
 # How long each fuzz target runs.
 SECONDS_EACH ?= 60
 .PHONY: fuzz
