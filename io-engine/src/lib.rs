@@ -8,7 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod config;
 pub mod device;
+pub mod engine;
+pub mod grpc;
+pub mod host;
 pub mod initiator;
 pub mod member;
 pub mod nexus;

@@ -34,7 +34,8 @@ fn create_nexus(children: &[String]) -> CreateNexus {
         cntlids: 1..=2,
         reservation: None,
         children: children.to_vec(),
-        info_key: None,
+        // Each story is a volume of its own, with no record of an earlier one.
+        info_key: Some(Uuid::new_v4().to_string()),
     }
 }
 

@@ -1,0 +1,78 @@
+//! What the engine's target serves: replicas, with their membership calls, and nexuses.
+
+use std::ops::Range;
+
+use runtime::{IoBuf, IoBytes};
+use uuid::Uuid;
+
+use crate::block::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOptions};
+use crate::member::{Epoch, Member, MemberReport};
+use crate::nexus::EngineNexus;
+use crate::replica::Replica;
+use crate::target::Plain;
+
+/// An export of this engine.
+#[derive(Clone)]
+pub(super) enum EngineExport {
+    /// A replica, for nexuses elsewhere.
+    Replica(Replica),
+    /// A nexus, for hosts.
+    Nexus(Plain<EngineNexus>),
+}
+
+macro_rules! on_export {
+    ($self:expr, $export:ident => $call:expr) => {
+        match $self {
+            EngineExport::Replica($export) => $call,
+            EngineExport::Nexus($export) => $call,
+        }
+    };
+}
+
+impl BlockDevice for EngineExport {
+    fn geometry(&self) -> Geometry {
+        on_export!(self, export => export.geometry())
+    }
+
+    async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
+        on_export!(self, export => export.read(lba, buf).await)
+    }
+
+    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+        on_export!(self, export => export.write(lba, data, options).await)
+    }
+
+    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+        on_export!(self, export => export.write_zeroes(range, options).await)
+    }
+
+    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+        on_export!(self, export => export.unmap(range).await)
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        on_export!(self, export => export.flush().await)
+    }
+}
+
+impl Member for EngineExport {
+    async fn report(&self) -> Result<MemberReport, BlockError> {
+        on_export!(self, export => export.report().await)
+    }
+
+    async fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
+        on_export!(self, export => export.join(volume, epoch, caught_up).await)
+    }
+
+    async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
+        on_export!(self, export => export.close_regions(regions).await)
+    }
+
+    async fn allocated(
+        &self,
+        within: Range<u64>,
+        runs_max: usize,
+    ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
+        on_export!(self, export => export.allocated(within, runs_max).await)
+    }
+}

@@ -1,0 +1,434 @@
+//! Nexuses: made, published, changed, shut down.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use engine_api::{
+    AddChild, AnaState as ShownAna, ApiError, Call, Child, ChildAction, ChildReason, ChildRef,
+    ChildState as ShownChildState, CreateNexus, Nexus as Shown, NexusState as ShownState,
+    RebuildRecord as ShownRecord, RebuildState, RebuildStats as ShownStats, Share, subsystem_nqn, uri_uuid,
+};
+use jiff::Timestamp;
+use nvme::ana::AnaState;
+use uuid::Uuid;
+
+use super::core::Core;
+use super::export::EngineExport;
+use super::fault::{of_nexus, of_target};
+use super::replicas::{allowed_hosts, nqn_of};
+use super::turns::Object;
+use crate::device::DeviceUri;
+use crate::initiator::InitiatorOptions;
+use crate::nexus::child_state::{ChildState, FaultReason};
+use crate::nexus::state::NexusState;
+use crate::nexus::view::{ChildView, NexusHealth};
+use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, NexusSpec};
+use crate::rebuild::{JobState, RebuildStats};
+use crate::target::{OlderCommands, Plain, Subsystem};
+
+/// A nexus, or one that is being made.
+pub(super) struct Slot {
+    name: String,
+    /// Replicas and URIs it was made with.
+    children: Vec<ChildSpec>,
+    cntlids: std::ops::RangeInclusive<u16>,
+    /// Absent while it is being made.
+    nexus: Option<EngineNexus>,
+    share: Option<Share>,
+}
+
+fn time(time: Option<SystemTime>) -> Option<Timestamp> {
+    time.and_then(|time| Timestamp::try_from(time).ok())
+}
+
+fn reason(reason: FaultReason) -> ChildReason {
+    match reason {
+        FaultReason::CannotOpen => ChildReason::CannotOpen,
+        FaultReason::ConfigInvalid => ChildReason::ConfigInvalid,
+        FaultReason::NoSpace => ChildReason::NoSpace,
+        FaultReason::TimedOut => ChildReason::TimedOut,
+        FaultReason::IoFailure => ChildReason::IoFailure,
+        FaultReason::LostPower | FaultReason::OutOfSync => ChildReason::OutOfSync,
+        FaultReason::RebuildFailed => ChildReason::RebuildFailed,
+        FaultReason::Offline | FaultReason::ByClient => ChildReason::ByClient,
+    }
+}
+
+/// Child states as callers know them (engine reference 1.2.6, child state map).
+fn child_state(state: ChildState) -> (ShownChildState, ChildReason) {
+    use ShownChildState::{Degraded, Faulted, Online, Unknown};
+    match state {
+        ChildState::Opening => (Degraded, ChildReason::Init),
+        ChildState::InSync => (Online, ChildReason::None),
+        ChildState::Silent => (Degraded, ChildReason::TimedOut),
+        ChildState::Rebuilding => (Degraded, ChildReason::OutOfSync),
+        ChildState::Faulting(why) => (Unknown, reason(why)),
+        ChildState::Faulted(
+            why @ (FaultReason::NoSpace
+            | FaultReason::Offline
+            | FaultReason::OutOfSync
+            | FaultReason::LostPower),
+        ) => (Degraded, reason(why)),
+        ChildState::Faulted(why) => (Faulted, reason(why)),
+        ChildState::Closed => (Degraded, ChildReason::Closed),
+    }
+}
+
+fn child(view: ChildView) -> Child {
+    let (state, reason) = child_state(view.state);
+    let is_open = view.is_local.is_some();
+    Child {
+        device_name: is_open.then(|| view.uri.clone()),
+        uri: view.uri,
+        state,
+        reason,
+        rebuild_percent: view.rebuild.map(|stats| u8::try_from(stats.progress.min(100)).unwrap_or(100)),
+        faulted_at: time(view.fault_time),
+        is_missed_known: false,
+    }
+}
+
+fn stats(stats: &RebuildStats) -> ShownStats {
+    ShownStats {
+        blocks_total: stats.blocks_total,
+        blocks_recovered: stats.blocks_recovered,
+        blocks_transferred: stats.blocks_transferred,
+        blocks_remaining: stats.blocks_remaining,
+        percent: stats.progress,
+        blocks_per_task: stats.blocks_per_task,
+        block_bytes: stats.block_bytes,
+        tasks_total: stats.tasks_total,
+        tasks_active: stats.tasks_active,
+        is_partial: stats.is_partial,
+        started_at: time(stats.start_time),
+    }
+}
+
+fn rebuild_state(state: JobState) -> RebuildState {
+    match state {
+        JobState::Init => RebuildState::Init,
+        JobState::Running => RebuildState::Running,
+        JobState::Paused => RebuildState::Paused,
+        JobState::Stopped => RebuildState::Stopped,
+        JobState::Failed => RebuildState::Failed,
+        JobState::Completed => RebuildState::Completed,
+    }
+}
+
+fn not_found(uuid: Uuid) -> ApiError {
+    ApiError::not_found(format!("there is no nexus {uuid} here"))
+}
+
+impl Core {
+    fn show_slot(&self, uuid: Uuid, slot: &Slot) -> Option<Shown> {
+        let view = slot.nexus.as_ref()?.view();
+        let nqn = subsystem_nqn(&slot.name);
+        let ana_state =
+            nqn_of(&slot.name).and_then(|nqn| self.target.ana_state(&nqn).map_err(|error| of_target(&error)));
+        Some(Shown {
+            uuid,
+            name: slot.name.clone(),
+            size_bytes: view.size_bytes,
+            state: match (view.state, view.health) {
+                (NexusState::Init, _) => ShownState::Unknown,
+                (NexusState::ShuttingDown, _) => ShownState::ShuttingDown,
+                (NexusState::Shutdown | NexusState::Fenced, _) => ShownState::Shutdown,
+                (_, NexusHealth::Online) => ShownState::Online,
+                (_, NexusHealth::Degraded) => ShownState::Degraded,
+                (_, NexusHealth::Faulted) => ShownState::Faulted,
+            },
+            rebuilds: u32::try_from(view.children.iter().filter(|child| child.rebuild.is_some()).count())
+                .unwrap_or(u32::MAX),
+            children: view.children.into_iter().map(child).collect(),
+            device_uri: slot.share.is_some().then(|| {
+                format!("nvmf+tcp://{}/{nqn}?uuid={}", self.target.address(), identity(&slot.name, uuid))
+            }),
+            ana_state: match ana_state {
+                Ok(AnaState::Optimized) => ShownAna::Optimized,
+                Ok(AnaState::NonOptimized) => ShownAna::NonOptimized,
+                Ok(AnaState::Inaccessible) => ShownAna::Inaccessible,
+                Ok(AnaState::PersistentLoss) => ShownAna::PersistentLoss,
+                Ok(AnaState::Change) => ShownAna::Change,
+                Err(_) => ShownAna::Invalid,
+            },
+            allowed_hosts: slot.share.clone().unwrap_or_default().allowed_hosts,
+        })
+    }
+
+    pub(super) fn list_nexuses(&self) -> Vec<Shown> {
+        let nexuses = self.nexuses.borrow();
+        nexuses.iter().filter_map(|(uuid, slot)| self.show_slot(*uuid, slot)).collect()
+    }
+
+    fn show_nexus(&self, uuid: Uuid) -> Result<Shown, ApiError> {
+        let nexuses = self.nexuses.borrow();
+        nexuses.get(&uuid).and_then(|slot| self.show_slot(uuid, slot)).ok_or_else(|| not_found(uuid))
+    }
+
+    /// A nexus that was made.
+    pub(super) fn nexus(&self, uuid: Uuid) -> Result<EngineNexus, ApiError> {
+        let nexuses = self.nexuses.borrow();
+        nexuses.get(&uuid).and_then(|slot| slot.nexus.clone()).ok_or_else(|| not_found(uuid))
+    }
+
+    /// The name of a nexus on this engine that has a replica open, or is opening it.
+    pub(super) fn user_of(&self, replica: Uuid) -> Option<String> {
+        let nexuses = self.nexuses.borrow();
+        let uses = |slot: &&Slot| match &slot.nexus {
+            None => slot.children.iter().any(|child| child.replica == replica),
+            Some(nexus) => {
+                let view = nexus.view();
+                let is_open = |child: &ChildView| {
+                    child.replica == replica
+                        && (child.is_local == Some(true) || child.state == ChildState::Opening)
+                };
+                !view.state.is_final() && view.children.iter().any(is_open)
+            }
+        };
+        nexuses.values().find(uses).map(|slot| slot.name.clone())
+    }
+
+    /// The replica behind a child's URI: what the URI says, else whose name it is, else made of the URI itself.
+    fn child_spec(&self, uri: String) -> ChildSpec {
+        let by_name = || match uri.parse() {
+            Ok(DeviceUri::Bdev { name, .. }) => self.find_replica_by_name(&name).map(|it| it.uuid()),
+            _ => None,
+        };
+        let replica = uri_uuid(&uri)
+            .or_else(by_name)
+            .unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_URL, uri.as_bytes()));
+        ChildSpec { uri, replica }
+    }
+
+    fn parts(self: &Rc<Self>, record_key: &str) -> EngineParts {
+        let core = Rc::downgrade(self);
+        EngineParts {
+            host: self.config.host_nqn.clone(),
+            initiator: InitiatorOptions::default(),
+            find_local: Rc::new(move |uri: &str| match uri.parse() {
+                Ok(DeviceUri::Bdev { name, .. }) => {
+                    core.upgrade()?.find_replica_by_name(&name).map(ChildDevice::Replica)
+                }
+                _ => None,
+            }),
+            store: self.stores.of(record_key),
+        }
+    }
+
+    pub(super) async fn create_nexus(
+        self: &Rc<Self>,
+        call: Call,
+        request: CreateNexus,
+    ) -> Result<Shown, ApiError> {
+        let uuid = request.uuid;
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        if self.nexuses.borrow().values().any(|slot| slot.name == request.name) {
+            return Err(ApiError::exists(format!("a nexus named {} exists", request.name)));
+        }
+        if self.nexuses.borrow().contains_key(&uuid) {
+            return Err(ApiError::internal(format!("a nexus of id {uuid} exists")));
+        }
+        if request.reservation.is_some() {
+            tracing::debug!(nexus.id = %uuid, "reservations of children are not taken by this engine yet");
+        }
+        nqn_of(&request.name)?;
+        let children: Vec<_> = request.children.into_iter().map(|uri| self.child_spec(uri)).collect();
+        for (at, child) in children.iter().enumerate() {
+            if children[..at].iter().any(|other| other.replica == child.replica) {
+                return Err(ApiError::invalid(format!("child {} is named twice", child.uri)));
+            }
+        }
+        // A replica elsewhere may be away for a while, and the nexus opens without it; one that should be here is here or
+        // is a mistake.
+        let here = |child: &&ChildSpec| matches!(child.uri.parse(), Ok(DeviceUri::Bdev { .. }));
+        if let Some(child) =
+            children.iter().filter(here).find(|child| self.find_replica(child.replica).is_none())
+        {
+            let what = format!("child {} cannot be opened: no such replica in the loaded pools", child.uri);
+            return Err(ApiError::invalid(what));
+        }
+        let record_key = request.info_key.unwrap_or_else(|| uuid.to_string());
+        let spec = NexusSpec {
+            uuid,
+            name: request.name.clone(),
+            volume: identity(&request.name, uuid),
+            size_bytes: request.size_bytes,
+            children: children.clone(),
+            record_key: record_key.clone(),
+            given_up: Vec::new(),
+            rebuild_bytes_per_second: None,
+        };
+        let slot = Slot { name: request.name, children, cntlids: request.cntlids, nexus: None, share: None };
+        self.nexuses.borrow_mut().insert(uuid, slot);
+        match EngineNexus::create(spec, self.parts(&record_key)).await {
+            Ok(nexus) => {
+                self.close_hosts_when_stopped(&nexus);
+                if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {
+                    slot.nexus = Some(nexus);
+                }
+                self.show_nexus(uuid)
+            }
+            Err(error) => {
+                self.nexuses.borrow_mut().remove(&uuid);
+                Err(of_nexus(&error))
+            }
+        }
+    }
+
+    /// A nexus that stops for any reason answers nothing any more: its hosts are let go at once, so that they try
+    /// elsewhere (SAFETY D13, F2).
+    fn close_hosts_when_stopped(self: &Rc<Self>, nexus: &EngineNexus) {
+        let stopped = nexus.stopped();
+        let (uuid, core) = (nexus.uuid(), Rc::downgrade(self));
+        runtime::spawn(async move {
+            let why = stopped.await;
+            if let Some(core) = core.upgrade() {
+                tracing::info!(nexus.id = %uuid, ?why, "nexus stopped");
+                core.withdraw(uuid);
+            }
+        });
+    }
+
+    /// Ends the export of a nexus.
+    fn withdraw(&self, uuid: Uuid) {
+        let name = self.nexuses.borrow_mut().get_mut(&uuid).and_then(|slot| {
+            slot.share.take()?;
+            Some(slot.name.clone())
+        });
+        if let Some(nqn) = name.and_then(|name| nqn_of(&name).ok()) {
+            drop(self.target.remove(&nqn));
+        }
+    }
+
+    pub(super) async fn destroy_nexus(&self, call: Call, uuid: Uuid) -> Result<(), ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        let nexus = self.nexus(uuid)?;
+        self.withdraw(uuid);
+        nexus.shutdown().await.map_err(|error| of_nexus(&error))?;
+        self.nexuses.borrow_mut().remove(&uuid);
+        Ok(())
+    }
+
+    pub(super) async fn shutdown_nexus(&self, call: Call, uuid: Uuid) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        self.nexus(uuid)?.shutdown().await.map_err(|error| of_nexus(&error))?;
+        self.show_nexus(uuid)
+    }
+
+    pub(super) async fn publish_nexus(
+        &self,
+        call: Call,
+        uuid: Uuid,
+        share: Share,
+    ) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        let nexus = self.nexus(uuid)?;
+        let state = nexus.view().state;
+        if !matches!(state, NexusState::Open | NexusState::Holding) {
+            return Err(ApiError::precondition(format!("nexus {uuid} is {state}")));
+        }
+        let nqn = nqn_of(nexus.name())?;
+        let allowed_hosts = allowed_hosts(&share.allowed_hosts)?;
+        let cntlids = self.nexuses.borrow().get(&uuid).map(|slot| slot.cntlids.clone());
+        let served = if self.target.serves(&nqn) {
+            self.target.set_allowed_hosts(&nqn, allowed_hosts)
+        } else {
+            self.target.add(Subsystem {
+                nqn,
+                uuid: nexus.volume(),
+                export: EngineExport::Nexus(Plain(nexus)),
+                allowed_hosts,
+                cntlids: cntlids.unwrap_or(engine_api::CNTLID_RANGE),
+                ana_state: AnaState::Optimized,
+                is_thin: true,
+                older_commands: OlderCommands::Detach,
+                retry_delays: self.config.retry_delays,
+            })
+        };
+        served.map_err(|error| of_target(&error))?;
+        if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {
+            slot.share = Some(share);
+        }
+        self.show_nexus(uuid)
+    }
+
+    pub(super) async fn unpublish_nexus(&self, call: Call, uuid: Uuid) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        self.nexus(uuid)?;
+        self.withdraw(uuid);
+        self.show_nexus(uuid)
+    }
+
+    pub(super) async fn add_child(&self, call: Call, request: AddChild) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(request.nexus), call).await?;
+        let nexus = self.nexus(request.nexus)?;
+        let spec = self.child_spec(request.uri);
+        nexus.add_child(spec, !request.rebuild).await.map_err(|error| of_nexus(&error))?;
+        self.show_nexus(request.nexus)
+    }
+
+    pub(super) async fn remove_child(&self, call: Call, which: ChildRef) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(which.nexus), call).await?;
+        let nexus = self.nexus(which.nexus)?;
+        nexus.remove_child(&which.uri).await.map_err(|error| of_nexus(&error))?;
+        self.show_nexus(which.nexus)
+    }
+
+    pub(super) async fn child_operation(
+        &self,
+        call: Call,
+        which: ChildRef,
+        action: ChildAction,
+    ) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(which.nexus), call).await?;
+        let nexus = self.nexus(which.nexus)?;
+        let done = match action {
+            // A child that failed as if by an I/O error may come back, like one taken offline.
+            ChildAction::Offline | ChildAction::FaultIoError => nexus.offline_child(&which.uri).await,
+            ChildAction::Online => nexus.online_child(&which.uri).await,
+            ChildAction::OfflinePermanent => nexus.fault_child(&which.uri).await,
+        };
+        done.map_err(|error| of_nexus(&error))?;
+        self.show_nexus(which.nexus)
+    }
+
+    pub(super) fn rebuild_stats(&self, which: &ChildRef) -> Result<ShownStats, ApiError> {
+        let rebuild = self.nexus(which.nexus)?.rebuild(&which.uri).map_err(|error| of_nexus(&error))?;
+        Ok(stats(&rebuild.stats()))
+    }
+
+    pub(super) fn rebuild_history(&self) -> Vec<ShownRecord> {
+        let nexuses = self.nexuses.borrow();
+        let made = nexuses.values().filter_map(|slot| slot.nexus.as_ref());
+        let mut records: Vec<_> = made
+            .flat_map(|nexus| nexus.rebuild_history().into_iter().rev().map(|record| (nexus.uuid(), record)))
+            .map(|(nexus, record)| ShownRecord {
+                nexus,
+                child_uri: record.child_uri,
+                source_uri: record.source_uri,
+                state: rebuild_state(record.stats.state),
+                ended_at: time(record.stats.end_time),
+                stats: stats(&record.stats),
+            })
+            .collect();
+        records.sort_by_key(|record| record.ended_at);
+        records
+    }
+
+    /// Shuts every nexus down, for the end of the process.
+    pub(super) async fn shut_down_nexuses(&self) {
+        let nexuses: Vec<_> = self.nexuses.borrow().values().filter_map(|slot| slot.nexus.clone()).collect();
+        let ends = nexuses.into_iter().map(|nexus| async move {
+            self.withdraw(nexus.uuid());
+            if let Err(error) = nexus.shutdown().await {
+                tracing::warn!(nexus.id = %nexus.uuid(), %error, "nexus not shut down in order");
+            }
+        });
+        futures::future::join_all(ends).await;
+    }
+}
+
+/// What hosts see as a nexus's identity: its name where that is a uuid, so that a volume keeps it over incarnations.
+fn identity(name: &str, uuid: Uuid) -> Uuid {
+    name.parse().unwrap_or(uuid)
+}
