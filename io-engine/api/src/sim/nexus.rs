@@ -335,7 +335,11 @@ impl World {
         nexus.check_serves()?;
         let state = nexus.child_mut(&child.uri)?.state;
         if action == ChildAction::Online {
-            if let State::Out { .. } = state {
+            if let State::Out { reason, may_return } = state {
+                // What was taken out for good comes back only by being removed and added.
+                if reason == ChildReason::ByClient && !may_return {
+                    return Err(ApiError::precondition(format!("{} was taken out for good", child.uri)));
+                }
                 can_open?;
                 nexus.start_rebuild(&child.uri, rebuilds)?;
             }

@@ -190,6 +190,8 @@ pub(super) async fn the_last_healthy_child_stays(subject: &Subject) {
     subject.engine.fault_child(PLAIN, child_ref(&uris[1])).await.expect("one of two may go");
     let nexus = becomes(subject, NexusState::Degraded).await;
     assert_eq!(child(&nexus, &uris[0]).state, ChildState::Online);
+    let online = subject.engine.child_operation(PLAIN, child_ref(&uris[1]), ChildAction::Online).await;
+    assert_eq!(kind(online), ErrorKind::FailedPrecondition, "it was taken out for good");
     let last = child_ref(&uris[0]);
     for action in [ChildAction::Offline, ChildAction::OfflinePermanent, ChildAction::FaultIoError] {
         let answer = subject.engine.child_operation(PLAIN, last.clone(), action).await;
