@@ -67,6 +67,9 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         Step::DropRecord { nexus } => {
             let objects = registry.objects();
             let key = objects.keys().nexus_info(&volume.to_string(), &nexus.to_string());
+            // Our engines keep epochs beside the record, under a key of their own. They go first: a record without
+            // them is an old engine's, they without a record are nobody's.
+            objects.delete_key(&format!("{key}/membership")).await?;
             Ok(objects.delete_key(&key).await?)
         }
         Step::ConfirmVolume => {
