@@ -185,9 +185,11 @@ impl Replica {
         self.shared.uuid
     }
 
-    /// Refuses further I/O and waits for what is in flight.
+    /// Refuses further I/O and changes of the row, and waits for what is in flight.
     pub(crate) async fn close(&self) {
         self.shared.gate.close().await;
+        // Whoever has the turn ends its change; who comes later finds the gate closed.
+        drop(self.shared.row_turn.lock().await);
     }
 
     /// What the API shows; `None` once it is destroyed.
@@ -272,8 +274,7 @@ impl Replica {
         }
         let shared = Rc::clone(&self.shared);
         detached_call(async move {
-            let _turn = shared.row_turn.lock().await;
-            shared.core.row(shared.uuid).ok_or_else(|| shared.gone())?;
+            let _turn = shared.row_turn().await?;
             let change = match value {
                 Some(value) => Change::AttributePut { key, value },
                 None => Change::AttributeRemoved(key),
@@ -291,7 +292,7 @@ impl Replica {
     ) -> Result<(), PoolError> {
         let shared = Rc::clone(&self.shared);
         detached_call(async move {
-            let _turn = shared.row_turn.lock().await;
+            let _turn = shared.row_turn().await?;
             let before = shared.core.row(shared.uuid).ok_or_else(|| shared.gone())?;
             let mut row = before.clone();
             change(&mut row)?;
@@ -306,7 +307,13 @@ impl Replica {
 }
 
 impl Shared {
+    /// The turn to change what is stored of the replica; an error once it is on its way out.
+    async fn row_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, PoolError> {
+        let turn = self.row_turn.lock().await;
+        if self.gate.is_closed() { Err(self.gone()) } else { Ok(turn) }
+    }
+
     fn gone(&self) -> PoolError {
-        PoolError::new(Kind::NotFound, format!("replica {} was destroyed", self.uuid))
+        PoolError::new(Kind::NotFound, format!("replica {} was closed", self.uuid))
     }
 }

@@ -339,6 +339,72 @@ fn d2_a_damaged_region_map_counts_as_all_open() {
 }
 
 #[test]
+fn d2_a_sequential_writer_opens_regions_ahead_and_a_random_one_does_not() {
+    run(1, async {
+        let device = memory(32 * MIB);
+        let pool = create(&device).await;
+        let replica = add(&pool, 1, 16 * MIB, true).await;
+        write(&replica, 8 * MIB, &[1; PAGE]).await.unwrap();
+        assert_eq!(replica.report().await.unwrap().open_regions, [128], "nothing ahead of the first");
+        write(&replica, 8 * MIB + 65536, &[1; PAGE]).await.unwrap();
+        let open = replica.report().await.unwrap().open_regions;
+        assert_eq!(open, (128..=128 + 65).collect::<Vec<u64>>(), "4 MiB ahead of the second");
+        replica.close_regions(&open).await.unwrap();
+        assert!(replica.report().await.unwrap().open_regions.is_empty());
+        // At the end of the replica there is nothing ahead.
+        write(&replica, 16 * MIB - 2 * 65536, &[1; PAGE]).await.unwrap();
+        write(&replica, 16 * MIB - 65536, &[1; PAGE]).await.unwrap();
+        assert_eq!(replica.report().await.unwrap().open_regions, [254, 255]);
+    });
+}
+
+#[test]
+fn d3_a_replica_lost_power_exactly_when_its_machine_did_without_an_export() {
+    run(1, async {
+        let device = memory(32 * MIB);
+        let pool = create(&device).await;
+        write(&add(&pool, 1, MIB, true).await, 0, &[1; PAGE]).await.unwrap();
+        let lost = async |device: &MemoryDevice, host| {
+            let pool = import(device, host).await.unwrap();
+            let report = get(&pool, 1).report().await.unwrap();
+            assert_eq!(report.boot_id, host.boot_id);
+            assert_eq!(report.engine_incarnation, host.engine);
+            report.lost_power
+        };
+        assert!(!lost(&device.process_image(), restarted()).await, "the engine died");
+        let image = device.crash_image(io_engine::block::memory::Survival::Everything);
+        assert!(lost(&image, rebooted()).await, "the machine died");
+        assert!(lost(&image, rebooted()).await, "nobody has said yet that it caught up");
+        pool.export().await.unwrap();
+        assert!(!lost(&device, rebooted()).await, "a clean export");
+    });
+}
+
+#[test]
+fn a_row_is_not_changed_while_its_replica_is_destroyed() {
+    for seed in 0..40 {
+        run(seed, async {
+            let device = memory(16 * MIB);
+            device.interleave(3, seed);
+            let pool = create(&device).await;
+            let replica = add(&pool, 1, MIB, true).await;
+            let (uuid, other) = (replica.uuid(), Uuid::from_u128(9));
+            let changes = futures::future::join4(
+                replica.set_share(true, Vec::new()),
+                replica.set_attribute(1, Uuid::nil(), Some(vec![1])),
+                replica.note_missed(other, Epoch::default(), &[1]),
+                replica.join(other, Epoch { counter: 1, raised_by: other }, false),
+            );
+            let (_, destroyed) = futures::join!(changes, pool.destroy_replica(uuid));
+            destroyed.unwrap();
+            assert_eq!(pool.check(), Vec::<String>::new());
+            let pool = import(&device.process_image(), restarted()).await.unwrap();
+            assert!(pool.replicas().is_empty());
+        });
+    }
+}
+
+#[test]
 fn d4_the_epoch_of_a_replica_only_rises() {
     run(1, async {
         let device = memory(32 * MIB);

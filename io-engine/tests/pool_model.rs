@@ -4,7 +4,7 @@
 mod support;
 
 use io_engine::block::{BlockDevice, Blocks, Lba, LbaRange, MemoryDevice, WriteOptions};
-use io_engine::pool::Pool;
+use io_engine::pool::{Host, Pool};
 use proptest::prelude::*;
 use support::*;
 
@@ -45,6 +45,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct World {
     device: MemoryDevice,
     pool: Pool,
+    /// Who has the pool: a kill keeps the machine, an export may hand it to another.
+    host: Host,
     block: u64,
     oracles: [Vec<u8>; 2],
 }
@@ -56,7 +58,7 @@ impl World {
         add(&pool, 1, LEN, true).await;
         add(&pool, 2, LEN, false).await;
         let oracle = vec![0; 3 << 20];
-        Self { device, pool, block: u64::from(block_bytes), oracles: [oracle.clone(), oracle] }
+        Self { device, pool, host: host(), block: u64::from(block_bytes), oracles: [oracle.clone(), oracle] }
     }
 
     fn range(&self, at: u64, blocks: u64) -> (LbaRange, std::ops::Range<usize>) {
@@ -98,11 +100,12 @@ impl World {
             Op::Checkpoint => self.pool.checkpoint().await.expect("a checkpoint"),
             Op::KillAndImport => {
                 self.device = self.device.process_image();
-                self.pool = import(&self.device, restarted()).await.expect("a killed engine's pool");
+                self.pool = import(&self.device, self.host).await.expect("a killed engine's pool");
             }
             Op::ExportAndImport => {
                 self.pool.clone().export().await.expect("an export");
-                self.pool = import(&self.device, rebooted()).await.expect("an exported pool");
+                self.host = if self.host == host() { rebooted() } else { host() };
+                self.pool = import(&self.device, self.host).await.expect("an exported pool");
             }
             Op::Recreate { replica, is_thin } => {
                 let uuid = get(&self.pool, replica).uuid();

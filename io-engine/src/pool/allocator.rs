@@ -49,7 +49,8 @@ impl Allocator {
     /// Takes up to `count` extents in a row; fewer where no longer run is at hand.
     pub fn take_run(&mut self, count: u32) -> Option<PhysicalRun> {
         let first = self.taken.find(self.cursor, false).or_else(|| self.taken.find(0, false))?;
-        let end = self.taken.find(first, true).unwrap_or(self.taken.len()).min(first + u64::from(count));
+        let end = self.taken.len().min(first + u64::from(count));
+        let end = self.taken.find_in(first..end, true).unwrap_or(end);
         self.taken.set(first..end, true);
         self.free -= end - first;
         self.cursor = if end == self.taken.len() { 0 } else { end };
@@ -61,7 +62,7 @@ impl Allocator {
     #[must_use]
     pub fn claim(&mut self, run: PhysicalRun) -> bool {
         let bits = run.bits();
-        if bits.end > self.taken.len() || self.taken.find(bits.start, true).is_some_and(|at| at < bits.end) {
+        if bits.end > self.taken.len() || self.taken.find_in(bits.clone(), true).is_some() {
             return false;
         }
         self.taken.set(bits, true);
@@ -72,10 +73,7 @@ impl Allocator {
     /// Gives a run back.
     pub fn give_back(&mut self, run: PhysicalRun) {
         let bits = run.bits();
-        assert!(
-            self.taken.find(bits.start, false).is_none_or(|at| at >= bits.end),
-            "extents {bits:?} are given back twice"
-        );
+        assert!(self.taken.find_in(bits.clone(), false).is_none(), "extents {bits:?} are given back twice");
         self.taken.set(bits, false);
         self.free += u64::from(run.count);
     }

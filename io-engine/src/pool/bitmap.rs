@@ -84,14 +84,20 @@ impl Bitmap {
 
     /// The first bit at or after `from` that has `value`.
     pub fn find(&self, from: u64, value: bool) -> Option<u64> {
-        let mut index = from / WORD_BITS;
-        let mut ignore = from % WORD_BITS;
-        while index * WORD_BITS < self.len {
+        self.find_in(from..self.len, value)
+    }
+
+    /// The first bit of a range that has `value`; looks no further than the range.
+    pub fn find_in(&self, range: Range<u64>, value: bool) -> Option<u64> {
+        let end = range.end.min(self.len);
+        let mut index = range.start / WORD_BITS;
+        let mut ignore = range.start % WORD_BITS;
+        while index * WORD_BITS < end {
             let word = self.words[to_usize(index)];
             let wanted = (if value { word } else { !word }) & (u64::MAX << ignore);
             if wanted != 0 {
                 let bit = index * WORD_BITS + u64::from(wanted.trailing_zeros());
-                return (bit < self.len).then_some(bit);
+                return (bit < end).then_some(bit);
             }
             (index, ignore) = (index + 1, 0);
         }
@@ -191,7 +197,7 @@ impl Held {
             Self::All => (true, end),
             Self::Some(bitmap) => {
                 let held = bitmap.get(from);
-                (held, bitmap.find(from, !held).map_or(end, |until| until.min(end)))
+                (held, bitmap.find_in(from..end, !held).unwrap_or(end))
             }
         }
     }

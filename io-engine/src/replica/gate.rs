@@ -33,6 +33,11 @@ impl Gate {
         Ok(Inside(Rc::clone(&self.state)))
     }
 
+    /// True once nobody is let in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.is_closed.get()
+    }
+
     /// Lets nobody in any more, and waits until all have left.
     pub(super) async fn close(&self) {
         self.state.is_closed.set(true);

@@ -52,6 +52,9 @@ impl Shared {
         // Extents found here stay what they are until this is dropped.
         let _entered = self.core.enter();
         let runs = self.core.find(self.layer, offset..offset + buf.len() as u64);
+        if let [(Some(at), _)] = runs[..] {
+            return self.core.device.read(self.lba(at), buf).await;
+        }
         let mut parts = Vec::with_capacity(runs.len());
         let mut rest = buf;
         for (on_disk, len) in runs {

@@ -53,7 +53,7 @@ impl Replica {
         }
         let shared = Rc::clone(&self.shared);
         detached_call(async move {
-            let _turn = shared.row_turn.lock().await;
+            let _turn = shared.row_turn().await?;
             let replica = shared.uuid;
             shared.core.check_missed(replica, member, &runs)?;
             let mut changes = vec![Change::MissedPut { replica, member, since }];
@@ -75,7 +75,7 @@ impl Replica {
     pub async fn forget_missed(&self, member: Uuid) -> Result<(), PoolError> {
         let shared = Rc::clone(&self.shared);
         detached_call(async move {
-            let _turn = shared.row_turn.lock().await;
+            let _turn = shared.row_turn().await?;
             let replica = shared.uuid;
             if !shared.core.missed(replica).contains_key(&member) {
                 return Ok(());

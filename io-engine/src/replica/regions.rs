@@ -20,6 +20,9 @@ const REGION_BYTES_MIN: u64 = 64 << 10;
 const REGION_BYTES_MAX: u64 = 1 << 20;
 /// Up to this many regions they are made larger rather than more.
 const REGIONS_WANTED_MAX: u64 = 1 << 16;
+/// What is opened ahead of a write that follows an open region: a sequential writer pays one flush for this much. It is
+/// also what may be copied in vain after a crash.
+const AHEAD_BYTES: u64 = 4 << 20;
 /// Runs of regions closed in one record.
 const RUNS_PER_RECORD: usize = 256;
 
@@ -53,6 +56,15 @@ impl Drop for OpenRegions {
     }
 }
 
+impl State {
+    /// The regions of a write, and those behind it where it follows an open one.
+    fn with_ahead(&self, regions: &Range<u64>, ahead: u64) -> Range<u64> {
+        let is_sequential = regions.start > 0 && self.ready.get(regions.start - 1);
+        let end = if is_sequential { regions.end + ahead } else { regions.end };
+        regions.start..end.min(self.ready.len())
+    }
+}
+
 impl Regions {
     /// The regions that `open` says are durably open.
     pub(super) fn new(region_bytes: u32, open: Bitmap) -> Self {
@@ -68,19 +80,22 @@ impl Regions {
         bytes: &Range<u64>,
     ) -> Result<OpenRegions, PoolError> {
         let regions = bytes.start / self.region_bytes..bytes.end.div_ceil(self.region_bytes);
-        let (guard, is_ready) = {
+        let (guard, opened) = {
             let mut state = self.state.borrow_mut();
             let write = state.next_write;
             state.next_write += 1;
-            state.writes.insert(write, regions.clone());
-            let is_ready = state.ready.find(regions.start, false).is_none_or(|at| at >= regions.end);
-            (OpenRegions { state: Rc::clone(&self.state), write }, is_ready)
+            let is_ready = state.ready.find_in(regions.clone(), false).is_none();
+            let opened = (!is_ready).then(|| state.with_ahead(&regions, AHEAD_BYTES / self.region_bytes));
+            // What is being opened must not be closed meanwhile, ahead or not.
+            state.writes.insert(write, opened.clone().unwrap_or_else(|| regions.clone()));
+            (OpenRegions { state: Rc::clone(&self.state), write }, opened)
         };
-        if !is_ready {
-            let run = Run { first: regions.start, count: regions.end - regions.start };
+        if let Some(opened) = opened {
+            let run = Run { first: opened.start, count: opened.end - opened.start };
             core.commit_durable(vec![Change::RegionsOpened { replica, regions: vec![run] }]).await?;
-            // Nobody has closed them meanwhile: the guard is there.
-            self.state.borrow_mut().ready.set(regions, true);
+            let mut state = self.state.borrow_mut();
+            state.ready.set(opened, true);
+            state.writes.insert(guard.write, regions);
         }
         Ok(guard)
     }
