@@ -47,6 +47,11 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
         let plan = decide(&spec, original, &found)?;
         refuse_unopened_first(&spec, original, &found)?;
         let geometry = geometry(&spec, &plan, &found)?;
+        let lost = flush_members(&plan, &found).await;
+        if !lost.is_empty() {
+            unfit.extend(lost);
+            continue;
+        }
         sequence += 1;
         let value = record_value(&spec, incarnation, original, &plan, sequence);
         let expected = base.as_ref().map_or(Revision::ABSENT, |(_, revision)| *revision);
@@ -240,6 +245,22 @@ fn record_value(
             confirmed_counter: plan.confirmed_counter,
         }),
     }
+}
+
+/// Before members are lost for good, what was acknowledged is made durable on those that stay: they may soon be the
+/// only ones to have it. Returns those that failed.
+async fn flush_members<D: Device>(plan: &Plan, found: &[Found<D>]) -> Vec<Uuid> {
+    if plan.retired.is_empty() {
+        return Vec::new();
+    }
+    let members = found.iter().filter(|found| plan.members.contains(&found.replica));
+    let flushes = join_all(members.map(|found| async {
+        let Ok(device) = &found.device else { return Some(found.replica) };
+        let flushed = runtime::timeout(limits::COMMAND_DEADLINE, device.flush()).await;
+        (!matches!(flushed, Ok(Ok(())))).then_some(found.replica)
+    }))
+    .await;
+    flushes.into_iter().flatten().collect()
 }
 
 /// Joins the members to the epoch; returns those that could not.

@@ -17,7 +17,7 @@ use futures::future::{Either, select};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::block::ErrorKind;
+use crate::block::{BlockDevice, ErrorKind};
 use crate::member::{Epoch, Member};
 use crate::nexus::Inner;
 use crate::nexus::child::{Answer, Child, Device, Parts, is_loss};
@@ -51,7 +51,7 @@ pub(crate) enum Change {
 /// Why a change was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChangeRefused {
-    /// The last healthy child is never recorded unhealthy.
+    /// The last healthy child is never recorded unhealthy, nor one whose survivors cannot be shown to have everything.
     #[error("the child is the last healthy one")]
     LastHealthy,
     /// The destination left before it was admitted.
@@ -205,9 +205,13 @@ impl<P: Parts> Inner<P> {
                 Ok(proof) => nexus.retired(&child, proof),
                 Err(ChangeRefused::LastHealthy) => {
                     tracing::warn!(nexus.id = %nexus.uuid, child.uri = %child.uri, "last healthy child is kept");
-                    child.is_suspect.set(true);
                     child.apply(ChildEvent::Reprieved);
                     nexus.changed();
+                    match reason {
+                        // It is not there: it is looked for again.
+                        FaultReason::TimedOut | FaultReason::LostPower => nexus.lost(&child),
+                        _ => child.is_suspect.set(true),
+                    }
                 }
                 Err(ChangeRefused::NotCaughtUp | ChangeRefused::Stopped) => {}
             }
@@ -276,6 +280,7 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
             }
             is_caught_up
         });
+        refuse_without_survivor(nexus, &mut batch).await;
         let changes: Vec<_> = batch.iter().map(|request| request.change).collect();
         let (value, answers) = plan(&nexus.record.borrow().value, &changes, nexus.is_confirmed());
         if value != nexus.record.borrow().value {
@@ -294,6 +299,71 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
                 let _ = done.send(Ok(Recorded(())));
             }
         }
+    }
+}
+
+/// Takes out of the batch what would leave only survivors that may have less than the child that leaves.
+async fn refuse_without_survivor<P: Parts>(nexus: &Rc<Inner<P>>, batch: &mut Vec<Request>) {
+    let leaving: Vec<Uuid> = batch
+        .iter()
+        .filter_map(|request| match request.change {
+            Change::Unhealthy { replica, .. } => Some(replica),
+            _ => None,
+        })
+        .filter(|replica| nexus.record.borrow().value.is_healthy(*replica))
+        .collect();
+    if leaving.is_empty() || survivor_is_sure(nexus, &leaving).await {
+        return;
+    }
+    let is_refused = |request: &mut Request| matches!(request.change, Change::Unhealthy { replica, .. } if leaving.contains(&replica));
+    for request in batch.extract_if(.., is_refused) {
+        // The one who asked may have been dropped with the nexus's stop.
+        let _ = request.done.send(Err(ChangeRefused::LastHealthy));
+    }
+}
+
+/// Flushes the survivors before the record loses a member. An answer shows that a survivor did not lose power unseen
+/// while nothing was sent to it; and what was acknowledged is durable there before it may be the only one to have it
+/// (SAFETY D1, D3). False when no survivor can be hoped for.
+async fn survivor_is_sure<P: Parts>(nexus: &Rc<Inner<P>>, leaving: &[Uuid]) -> bool {
+    loop {
+        let survivors: Vec<_> = {
+            let record = nexus.record.borrow();
+            let stays = |replica: Uuid| record.value.is_healthy(replica) && !leaving.contains(&replica);
+            nexus.children.borrow().iter().filter(|child| stays(child.replica)).cloned().collect()
+        };
+        if survivors.is_empty() {
+            // All leave at once: one of them is kept by the plan.
+            return true;
+        }
+        nexus.wake_ticker();
+        let flushed = futures::future::join_all(survivors.iter().map(|child| async {
+            match child.command(|device| async move { device.flush().await }).await {
+                Answer::Done(()) => true,
+                Answer::Failed(error) if is_loss(error.kind()) => {
+                    nexus.lost(child);
+                    false
+                }
+                Answer::Failed(_) => {
+                    child.is_suspect.set(true);
+                    false
+                }
+                Answer::Left => false,
+            }
+        }))
+        .await;
+        if flushed.contains(&true) {
+            return true;
+        }
+        let may_return = |child: &Rc<Child<P::Device>>| match child.state() {
+            ChildState::Silent => child.expired.borrow().is_none(),
+            ChildState::InSync => !child.is_suspect.get(),
+            _ => false,
+        };
+        if !survivors.iter().any(may_return) {
+            return false;
+        }
+        runtime::sleep(limits::RECONNECT_PAUSE).await;
     }
 }
 

@@ -138,6 +138,29 @@ fn d3_a_loser_of_power_does_not_serve_while_another_may_have_more() {
     });
 }
 
+/// B cannot be reached; meanwhile A loses power, and nobody notices, for nothing is sent to it. B is not retired in
+/// favour of A: it is the one that has everything.
+#[test]
+fn d3_a_survivor_that_lost_power_unseen_is_no_survivor() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0, 1]).await;
+        put(&nexus, 0, 1).await;
+        world.replicas[1].set_reach(Reach::Refused);
+        let held = put_later(&nexus, 64, 2);
+        seconds(1).await;
+        assert_eq!(state(&nexus, 1), ChildState::Silent);
+        world.replicas[0].lose_power(Survival::Nothing);
+        seconds(60).await;
+        assert!(!held.is_finished());
+        assert!(world.is_healthy(1), "the record still counts on it");
+        world.replicas[1].set_reach(Reach::Up);
+        held.await.unwrap().unwrap();
+        assert_eq!((get(&nexus, 0).await, get(&nexus, 64).await), (1, 2));
+        assert!(!world.is_healthy(0) && world.is_healthy(1));
+    });
+}
+
 #[test]
 fn d3_a_member_that_is_given_up_is_not_waited_for() {
     run(async || {
