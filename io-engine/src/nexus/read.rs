@@ -102,10 +102,11 @@ impl<P: Parts> Inner<P> {
 
     async fn repair_locked(self: &Rc<Self>, bad: &Rc<Child<P::Device>>, range: LbaRange) {
         let bytes = range.bytes(self.geometry().block_bytes).expect("checked when it was read");
-        self.not_closing(&bytes).await;
         // A write may have repaired it meanwhile, and the child may be gone.
         let Some(source) = self.reader(|child| !Rc::ptr_eq(child, bad)) else { return };
         let Answer::Done(buf) = self.read_child(&source, range).await else { return };
+        // Last, so that nothing is awaited between this look and the write's begin.
+        self.not_closing(&bytes).await;
         if bad.state() != ChildState::InSync {
             return;
         }
