@@ -28,6 +28,11 @@ lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API serve
 	@e2e/setup/linux-host.sh bookworm-backports >/dev/null
 	@e2e/setup/kubernetes.sh >/dev/null
 
+.PHONY: demo
+demo: lab ## Show a mirrored volume that survives the loss of a replica; KEEP=1 leaves it running
+	cargo build --release --bins -p e2e -p io-engine -p operator
+	@cargo run --quiet --release -p e2e --bin demo -- $(if $(KEEP),--keep)
+
 .PHONY: test
 test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_host'
 	@# Tests run the programs of other crates, which building the tests alone would not build.

@@ -22,6 +22,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Disks are sparse files: they take what is written.
 const DISK_BYTES: u64 = 4 << 30;
+/// Where a kernel shows disks by names that stay.
+const BY_ID: &str = "/dev/disk/by-id";
 /// Where a kernel shows its boot id.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -92,9 +94,16 @@ impl EngineNode {
         fs::write(&boot_id, format!("{}\n", self.boot_id)).context("write the boot id")?;
         let address = self.peer().address().to_string();
         let mut command = net.command(self.peer(), "unshare")?;
-        // In a mount namespace of its own, where the file with the boot id is this node's.
+        // In a mount namespace of its own.
         command.args(["--mount", "--", "/bin/sh", "-c"]);
-        command.arg(format!("mount --bind {} {BOOT_ID} && exec \"$0\" \"$@\"", boot_id.display()));
+        // The file with the boot id and the disk under the name that examples/ uses are this node's alone.
+        command.arg(format!(
+            "set -e; mount --bind {} {BOOT_ID}; mkdir -p {BY_ID}; mount -t tmpfs none {BY_ID}; \
+             ln -s {} {BY_ID}/virtio-pool-{}; exec \"$0\" \"$@\"",
+            boot_id.display(),
+            self.disk().display(),
+            self.number,
+        ));
         command.arg(program("io-engine")?);
         command.args(["-N", &self.name(), "--grpc-ip", &address, "-T", &address]);
         command.arg("--state-dir").arg(self.dir.join("state"));

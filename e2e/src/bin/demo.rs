@@ -1,0 +1,293 @@
+//! `make demo`: the product's main promise, shown on this machine with real parts.
+
+use std::future::Future;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use e2e::guest::io_load::IoOptions;
+use e2e::lab::{Lab, NAMESPACE, Parts};
+use e2e::vm::{BootOptions, ConnectOptions};
+use e2e::wait::wait_until;
+use serde_json::Value;
+use tokio::time::Instant;
+
+/// A volume must serve, or be whole again, within this; the machine may be slow and the host is emulated.
+const PATIENCE: Duration = Duration::from_secs(120);
+const MOUNT: &str = "/mnt/volume";
+
+/// Shows a mirrored volume from `kubectl apply` to a Linux host's file system, and the loss of a replica under load.
+///
+/// Everything runs in network namespaces of its own and is gone afterwards. Exits with 0 only if all of it held.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Leave everything running at the end, until Ctrl-C, and print how to use it.
+    #[arg(long)]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // One thread: it moves into the network of the lab, and what it starts is there with it.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = demo(&args) => outcome,
+            _ = interrupted() => Err(anyhow::anyhow!("interrupted; everything is cleaned up")),
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\ndemo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        ended = tokio::signal::ctrl_c() => ended.context("listen for Ctrl-C"),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+async fn demo(args: &Args) -> Result<()> {
+    let begun = Instant::now();
+    let parts = Parts { engines: 3, hosts: 1, operators: 1, kubernetes: true };
+    let mut lab = step("network namespaces and etcd", Lab::prepare("demo", parts)).await?;
+    step("Kubernetes API server, kinds of crds/yaml", lab.start_kubernetes()).await?;
+    step("operator", lab.start_operators(parts.operators)).await?;
+    step("three io-engines, each on a node of its own", lab.start_engines(parts.engines)).await?;
+    step("Linux host: a virtual machine with Debian's kernel", lab.boot_host(BootOptions::default())).await?;
+
+    step("kubectl apply -f examples/diskpool.yaml -f examples/volume.yaml", apply_examples(&lab)).await?;
+    step("kubectl wait --for=condition=Ready diskpool --all", wait_ready(&lab, &["diskpool", "--all"]))
+        .await?;
+    step("kubectl wait --for=condition=Ready volume/mirrored", wait_ready(&lab, &["volume/mirrored"]))
+        .await?;
+    show(&lab).await?;
+
+    let target = target_of(&volume(&lab).await?)?;
+    println!("\n  On a host of yours:  {}\n", target.connect);
+    let host = &lab.hosts[0];
+    let options =
+        ConnectOptions::new(&target.nqn, target.address.parse().context("read the address")?, target.port);
+    let device = step("the host connects with its kernel's initiator", host.connect(&options)).await?;
+    step(&format!("mkfs.ext4 {device}, mount"), async {
+        host.make_ext4(&device).await?;
+        host.mount(&device, MOUNT).await
+    })
+    .await?;
+    let checksums = step("write files, note their checksums", host.write_files(MOUNT, 20, 1024)).await?;
+
+    let victim = replica_away_from(&volume(&lab).await?, &target.node)?;
+    let mut load = IoOptions::new("demo", format!("{MOUNT}/load"));
+    load.state = Some("/run/load.state".into());
+    load.pause_ms = 2;
+    let io = step("the host reads and writes without a pause", host.start_io(&load)).await?;
+    let number = node_number(&victim)?;
+    step(
+        &format!("SIGKILL the engine of {victim}, which holds a replica; {} serves on", target.node),
+        async {
+            lab.engines[usize::from(number) - 1].kill();
+            Ok(())
+        },
+    )
+    .await?;
+    step("200 more operations go through", io.wait_operations(200)).await?;
+    let degraded = step("the Volume turns Degraded", wait_state(&lab, "Degraded")).await?;
+    println!("    {}", why(&degraded));
+    let summary = step("stop the load", io.stop()).await?;
+    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
+    println!(
+        "    {} reads and {} writes, no error; the longest took {} ms",
+        summary.reads, summary.writes, summary.longest_ms
+    );
+
+    let node = &mut lab.engines[usize::from(number) - 1];
+    step(&format!("start the engine of {victim} again"), node.start(&lab.processes, &lab.net)).await?;
+    step("the replica comes back by itself: Volume Online", wait_state(&lab, "Online")).await?;
+    show(&lab).await?;
+
+    let host = &lab.hosts[0];
+    let device = step("unmount, disconnect, connect again", async {
+        host.unmount(MOUNT).await?;
+        host.disconnect(&target.nqn).await?;
+        wait_until(PATIENCE, "the old controller to be gone", || async {
+            let controllers = host.controllers().await?;
+            ensure!(controllers.is_empty(), "{controllers:?}");
+            Ok(())
+        })
+        .await?;
+        host.connect(&options).await
+    })
+    .await?;
+    step("every checksum is right", async {
+        host.mount(&device, MOUNT).await?;
+        host.verify_files(MOUNT, &checksums).await
+    })
+    .await?;
+    step("every block the load wrote is right", async {
+        let checked = host.check_io(&load).await?;
+        ensure!(checked.errors == 0 && checked.mismatches == 0, "{checked:?}");
+        Ok(())
+    })
+    .await?;
+
+    if args.keep {
+        print_usage(&lab, &target);
+        interrupted().await?;
+    }
+    step("clean up", async {
+        host.unmount(MOUNT).await?;
+        host.disconnect(&target.nqn).await
+    })
+    .await?;
+    lab.run.passed();
+    drop(lab);
+    println!("\nAll of it held. {:.0} s in all.", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Runs one step, shows that it goes on, and how long it took.
+async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let begun = Instant::now();
+    let is_terminal = std::io::stdout().is_terminal();
+    let print = |text: String| {
+        print!("{text}");
+        // A closed pipe is no reason to leave the cluster half cleaned up.
+        std::io::stdout().flush().ok();
+    };
+    print(format!("  ... {what}"));
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            _ = tick.tick(), if is_terminal => {
+                print(format!("\r  ... {what} ({} s)", begun.elapsed().as_secs()));
+            }
+        }
+    };
+    let mark = if outcome.is_ok() { "ok " } else { "NO " };
+    let start = if is_terminal { "\r\x1b[K" } else { "\r" };
+    print(format!("{start}  {mark} {what}  [{:.1} s]\n", begun.elapsed().as_secs_f64()));
+    outcome.with_context(|| what.to_owned())
+}
+
+async fn apply_examples(lab: &Lab) -> Result<()> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for name in ["diskpool.yaml", "volume.yaml"] {
+        let path = examples.join(name);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        lab.kubernetes()?.kubectl().apply(&text).await?;
+    }
+    Ok(())
+}
+
+async fn wait_ready(lab: &Lab, what: &[&str]) -> Result<()> {
+    let mut args = vec!["-n", NAMESPACE];
+    args.extend(what);
+    lab.kubernetes()?.kubectl().wait(&args, "Ready", PATIENCE).await.map(drop)
+}
+
+async fn show(lab: &Lab) -> Result<()> {
+    for kind in ["diskpools", "volumes", "nexuses", "mayastornodes"] {
+        let table = lab.kubernetes()?.kubectl().run(&["-n", NAMESPACE, "get", kind]).await?;
+        println!("\n  $ kubectl get {kind}");
+        for line in table.lines() {
+            println!("  {line}");
+        }
+    }
+    println!();
+    Ok(())
+}
+
+async fn volume(lab: &Lab) -> Result<Value> {
+    lab.kubernetes()?.kubectl().get(&["-n", NAMESPACE, "volume", "mirrored"]).await
+}
+
+async fn wait_state(lab: &Lab, state: &str) -> Result<Value> {
+    wait_until(PATIENCE, &format!("the Volume to be {state}"), || async {
+        let volume = volume(lab).await?;
+        ensure!(text(&volume, "/status/state")? == state, "{}", why(&volume));
+        Ok(volume)
+    })
+    .await
+}
+
+/// What an admin reads: the state, the message of condition Ready, and each replica that is not online.
+fn why(volume: &Value) -> String {
+    let state = text(volume, "/status/state").unwrap_or_default();
+    let conditions =
+        volume.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
+    let message = ready.and_then(|condition| condition["message"].as_str()).unwrap_or("no condition Ready");
+    format!("{state}: {message}")
+}
+
+struct Target {
+    node: String,
+    nqn: String,
+    address: String,
+    port: u16,
+    connect: String,
+}
+
+fn target_of(volume: &Value) -> Result<Target> {
+    let field = |name: &str| text(volume, &format!("/status/target/{name}"));
+    let port =
+        volume.pointer("/status/target/port").and_then(Value::as_u64).context("the target has no port")?;
+    Ok(Target {
+        node: field("node")?,
+        nqn: field("nqn")?,
+        address: field("address")?,
+        port: u16::try_from(port)?,
+        connect: field("connect")?,
+    })
+}
+
+fn replica_away_from(volume: &Value, node: &str) -> Result<String> {
+    let replicas =
+        volume.pointer("/status/replicas").and_then(Value::as_array).context("no replicas are shown")?;
+    let nodes = replicas.iter().filter_map(|replica| replica["node"].as_str());
+    match nodes.into_iter().find(|name| *name != node) {
+        Some(name) => Ok(name.to_owned()),
+        None => bail!("no replica away from {node}: {replicas:?}"),
+    }
+}
+
+fn node_number(name: &str) -> Result<u8> {
+    let number = name.strip_prefix("node-").and_then(|number| number.parse().ok());
+    number.with_context(|| format!("{name} is no node of this lab"))
+}
+
+fn text(value: &Value, pointer: &str) -> Result<String> {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    Ok(found.with_context(|| format!("the Volume shows no {pointer}"))?.to_owned())
+}
+
+fn print_usage(lab: &Lab, target: &Target) {
+    let Ok(cluster) = lab.kubernetes() else { return };
+    let hub = lab.net.namespace(e2e::netns::Peer::Hub).unwrap_or_default();
+    println!("\n  It is running. In another terminal, as the same user:");
+    println!("    alias kubectl='ip netns exec {hub} {}'", cluster.kubectl().example());
+    println!("    kubectl -n {NAMESPACE} get diskpools,volumes,nexuses,mayastornodes");
+    println!("    kubectl -n {NAMESPACE} describe volume mirrored");
+    for operator in &lab.operators {
+        println!("    ip netns exec {hub} curl {}/v0/volumes", operator.rest_url());
+    }
+    println!("    {}   (from a host on the bridge)", target.connect);
+    println!("  Logs: {}\n  Ctrl-C ends it and cleans up.", lab.run.path().display());
+}
