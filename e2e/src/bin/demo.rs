@@ -12,6 +12,7 @@ use e2e::guest::io_load::IoOptions;
 use e2e::lab::{Lab, NAMESPACE, Parts};
 use e2e::vm::{BootOptions, ConnectOptions};
 use e2e::wait::wait_until;
+use engine_api::RebuildState;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -118,6 +119,7 @@ async fn demo(args: &Args) -> Result<()> {
     let node = &mut lab.engines[usize::from(number) - 1];
     step(&format!("start the engine of {victim} again"), node.start(&lab.processes, &lab.net)).await?;
     step("the replica comes back by itself: Volume Online", wait_state(&lab, "Online")).await?;
+    println!("    {}", last_rebuild(&lab, node_number(&target.node)?).await?);
     show(&lab).await?;
 
     let host = &lab.hosts[0];
@@ -169,7 +171,6 @@ async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T>
         // A closed pipe is no reason to leave the cluster half cleaned up.
         std::io::stdout().flush().ok();
     };
-    print(format!("  ... {what}"));
     let mut work = std::pin::pin!(work);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let outcome = loop {
@@ -181,7 +182,7 @@ async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T>
         }
     };
     let mark = if outcome.is_ok() { "ok " } else { "NO " };
-    let start = if is_terminal { "\r\x1b[K" } else { "\r" };
+    let start = if is_terminal { "\r\x1b[K" } else { "" };
     print(format!("{start}  {mark} {what}  [{:.1} s]\n", begun.elapsed().as_secs_f64()));
     outcome.with_context(|| what.to_owned())
 }
@@ -235,6 +236,19 @@ fn why(volume: &Value) -> String {
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
     let message = ready.and_then(|condition| condition["message"].as_str()).unwrap_or("no condition Ready");
     format!("{state}: {message}")
+}
+
+/// What brought the replica back, as the engine that serves the volume tells it.
+async fn last_rebuild(lab: &Lab, target: u8) -> Result<String> {
+    let history = lab.engines[usize::from(target) - 1].api()?.rebuild_history().await?;
+    let record = history.last().context("the engine remembers no rebuild")?;
+    ensure!(record.state == RebuildState::Completed, "the last rebuild did not complete: {record:?}");
+    let mib = |blocks: u64| blocks * record.stats.block_bytes / (1 << 20);
+    Ok(format!(
+        "rebuilt: {} of {} MiB were copied",
+        mib(record.stats.blocks_transferred),
+        mib(record.stats.blocks_total)
+    ))
 }
 
 struct Target {
