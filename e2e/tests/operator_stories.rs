@@ -1,0 +1,412 @@
+//! Operators, engines and a Linux host, driven over REST: no Kubernetes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use control_api::{
+    Client, CreatePoolBody, CreateVolumeBody, NodeStatus, PoolStatus, PublishVolumeBody, Volume,
+    VolumePolicy, VolumeStatus,
+};
+use e2e::guest::io_load::{IoOptions, Summary};
+use e2e::lab::mirror::connect_options;
+use e2e::lab::{Lab, Parts};
+use e2e::steps::step;
+use e2e::vm::{BootOptions, ConnectOptions, GuestIo, LinuxHost};
+use e2e::wait::wait_until;
+use uuid::Uuid;
+
+const MIB: u64 = 1 << 20;
+const MOUNT: &str = "/mnt/volume";
+/// Healing goes in steps of seconds, on a machine that may be slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A volume that is served to a host loses, one after the other, a replica, its target, its leader and the registry.
+#[tokio::test]
+async fn a_volume_over_rest_heals_by_itself_and_its_host_sees_no_error() -> Result<()> {
+    let parts = Parts { engines: 3, hosts: 1, operators: 2, kubernetes: false };
+    let mut lab = Lab::prepare("operator-stories", parts).await?;
+    step("two operators, of which one leads", lab.start_operators(parts.operators)).await?;
+    step("three engines register", lab.start_engines(parts.engines)).await?;
+    step("a Linux host", lab.boot_host(BootOptions::default())).await?;
+    let host = lab.hosts.remove(0);
+
+    step("a pool on each node", create_pools(&lab)).await?;
+    let volume = Uuid::new_v4();
+    let path = step("a volume with two replicas, published", provision(&lab, volume)).await?;
+    let checksums = step("the host connects, makes an ext4, writes files", async {
+        let device = host.connect(&path).await?;
+        host.make_ext4(&device).await?;
+        host.mount(&device, MOUNT).await?;
+        host.write_files(MOUNT, 8, 1024).await
+    })
+    .await?;
+    let options = IoOptions {
+        state: Some("/run/load.state".into()),
+        pause_ms: 5,
+        blocks: 1024,
+        ..IoOptions::new("load", format!("{MOUNT}/load"))
+    };
+    let load = step("the host reads and writes from now on", host.start_io(&options)).await?;
+
+    step("a replica is lost: Degraded; it returns: Online", a_lost_replica_returns(&mut lab, volume, &load))
+        .await?;
+    step(
+        "the target's engine restarts: the target is made again, and the host goes on",
+        a_target_is_made_again_after_its_engine_restarted(&mut lab, volume, &load),
+    )
+    .await?;
+    step(
+        "the leader is killed: the other operator takes over, and heals",
+        the_other_operator_takes_over(&mut lab, volume, &load),
+    )
+    .await?;
+    step(
+        "c1_ the registry is wiped: nothing is destroyed, I/O goes on",
+        c1_a_wiped_registry_destroys_nothing(&mut lab, &load),
+    )
+    .await?;
+
+    let summary = step("the load ends without an error", load.stop()).await?;
+    check(&summary)?;
+    step("connected again, every file and every block is right", async {
+        host.unmount(MOUNT).await?;
+        disconnect(&host, &path).await?;
+        let device = host.connect(&path).await?;
+        host.mount(&device, MOUNT).await?;
+        host.verify_files(MOUNT, &checksums).await?;
+        let checked = host.check_io(&options).await?;
+        ensure!(checked.reads > 0, "nothing was checked");
+        check(&checked)?;
+        host.unmount(MOUNT).await?;
+        disconnect(&host, &path).await
+    })
+    .await?;
+    drop(host);
+    lab.run.passed();
+    Ok(())
+}
+
+/// Whenever an operator dies while it makes a volume, the next one finishes it or takes it back.
+#[tokio::test]
+async fn an_operator_killed_in_mid_create_leaves_nothing_half_made() -> Result<()> {
+    let parts = Parts { engines: 3, hosts: 0, operators: 1, kubernetes: false };
+    let mut lab = step("an operator and three engines", Lab::start("mid-create", parts)).await?;
+    step("a pool on each node", create_pools(&lab)).await?;
+    // From before the first write to after the last one, as a create takes on a machine of any speed.
+    let usual = step("how long a create takes here", async {
+        let begun = tokio::time::Instant::now();
+        lab.rest().await?.create_volume(Uuid::new_v4(), &volume_body()).await?;
+        Ok(begun.elapsed())
+    })
+    .await?;
+    let mut asked = 1;
+    for percent in [10, 35, 60, 85, 110] {
+        let volume = Uuid::new_v4();
+        step(&format!("killed at {percent} % of a create"), async {
+            let rest = all_online(&lab).await?;
+            let create = tokio::spawn(async move { rest.create_volume(volume, &volume_body()).await });
+            // The moment itself is what is tried out; nothing is waited for here.
+            tokio::time::sleep(usual * percent / 100).await;
+            lab.operators[0].kill();
+            let answer = create.await?;
+            lab.operators[0].start(&lab.processes).await?;
+            let rest = lab.rest().await?;
+            wait_until(PATIENCE, "registry and engines to agree", || agree(&lab, &rest)).await?;
+            let made = rest.volumes().await?.entries.iter().any(|entry| entry.spec.uuid == volume);
+            ensure!(made || answer.is_err(), "the create was acknowledged and is undone");
+            println!("    acknowledged: {}, made: {made}", answer.is_ok());
+            Ok(())
+        })
+        .await?;
+        asked += 1;
+    }
+    step("killed while an engine does not answer", killed_while_an_engine_hangs(&mut lab)).await?;
+    asked += 1;
+    step(&format!("of {asked} volumes, those that are there are deleted"), async {
+        let rest = lab.rest().await?;
+        for volume in rest.volumes().await?.entries {
+            rest.destroy_volume(volume.spec.uuid).await?;
+        }
+        wait_until(PATIENCE, "no replica to be left", || async {
+            agree(&lab, &rest).await?;
+            let replicas = rest.replicas().await?;
+            ensure!(replicas.is_empty(), "{replicas:?}");
+            Ok(())
+        })
+        .await
+    })
+    .await?;
+    lab.run.passed();
+    Ok(())
+}
+
+/// Here the create is certain to be half done: one replica can be made, the other cannot.
+async fn killed_while_an_engine_hangs(lab: &mut Lab) -> Result<()> {
+    let volume = Uuid::new_v4();
+    let rest = all_online(lab).await?;
+    // Of two replicas on three nodes at least one is on these, and at most one is not.
+    for number in [1, 2] {
+        lab.node(number).process()?.freeze()?;
+    }
+    let create = tokio::spawn(async move { rest.create_volume(volume, &volume_body()).await });
+    let rest = lab.rest().await?;
+    wait_until(PATIENCE, "the create to be half done", || async {
+        if create.is_finished() {
+            // Told below, with its answer.
+            return Ok(());
+        }
+        let specs = rest.specs().await?;
+        let copies = specs.replicas.iter().filter(|replica| replica.volume == volume).count();
+        ensure!(copies > 0, "no replica is intended yet");
+        Ok(())
+    })
+    .await?;
+    ensure!(!create.is_finished(), "it is over, though engines hang: {:?}", create.await?);
+    lab.operators[0].kill();
+    let answer = create.await?;
+    ensure!(answer.is_err(), "nobody can have acknowledged it");
+    lab.operators[0].start(&lab.processes).await?;
+    for number in [1, 2] {
+        lab.node(number).process()?.thaw()?;
+    }
+    lab.operators[0].wait_nodes(lab.engines.len()).await?;
+    let rest = lab.rest().await?;
+    wait_until(PATIENCE, "registry and engines to agree", || agree(lab, &rest)).await?;
+    let made = rest.volumes().await?.entries.iter().any(|entry| entry.spec.uuid == volume);
+    println!("    made: {made}");
+    Ok(())
+}
+
+async fn create_pools(lab: &Lab) -> Result<()> {
+    let rest = lab.rest().await?;
+    for engine in &lab.engines {
+        let body = CreatePoolBody {
+            disks: vec![engine.disk().display().to_string()],
+            cluster_size: Some(1 << 20),
+            ..CreatePoolBody::default()
+        };
+        let name = format!("pool-{}", engine.name());
+        rest.create_pool(&engine.name(), &name, &body).await?;
+    }
+    all_online(lab).await.map(drop)
+}
+
+/// A leader that has heard of every node and pool.
+async fn all_online(lab: &Lab) -> Result<Client> {
+    let rest = lab.rest().await?;
+    wait_until(PATIENCE, "all pools to be online", || async {
+        let pools = rest.pools().await?;
+        let is_online = |status| status == PoolStatus::Online;
+        let online =
+            pools.iter().filter(|pool| pool.state.as_ref().is_some_and(|state| is_online(state.status)));
+        ensure!(online.count() == lab.engines.len(), "{pools:?}");
+        Ok(())
+    })
+    .await?;
+    Ok(rest)
+}
+
+fn volume_body() -> CreateVolumeBody {
+    CreateVolumeBody {
+        policy: VolumePolicy { self_heal: true },
+        replicas: 2,
+        size: 96 * MIB,
+        thin: true,
+        topology: None,
+        labels: None,
+    }
+}
+
+async fn provision(lab: &Lab, volume: Uuid) -> Result<ConnectOptions> {
+    let rest = lab.rest().await?;
+    rest.create_volume(volume, &volume_body()).await?;
+    let published = rest.publish_volume(volume, &PublishVolumeBody::default()).await?;
+    let target = published.state.target.as_ref().with_context(|| format!("no target: {published:?}"))?;
+    ensure!(published.state.status == VolumeStatus::Online, "{published:?}");
+    ensure!(published.state.replica_topology.len() == 2, "{published:?}");
+    connect_options(&target.device_uri)
+}
+
+fn check(summary: &Summary) -> Result<()> {
+    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
+    Ok(())
+}
+
+async fn goes_on(load: &GuestIo<'_>) -> Result<()> {
+    check(&load.wait_operations(200).await?)
+}
+
+async fn wait_status(rest: &Client, volume: Uuid, status: VolumeStatus) -> Result<Volume> {
+    wait_until(PATIENCE, &format!("the volume to be {status:?}"), || async {
+        let volume = rest.volume(volume).await?;
+        ensure!(volume.state.status == status, "{:?}: {:?}", volume.state.status, volume.state);
+        Ok(volume)
+    })
+    .await
+}
+
+fn target_node(volume: &Volume) -> Result<&str> {
+    let target = volume.spec.target.as_ref().with_context(|| format!("not published: {volume:?}"))?;
+    Ok(&target.node)
+}
+
+/// A node that holds a replica of the volume and not its target.
+fn replica_node(volume: &Volume) -> Result<String> {
+    let target = target_node(volume)?;
+    let nodes = volume.state.replica_topology.values().filter_map(|replica| replica.node.as_deref());
+    let away = nodes.into_iter().find(|node| *node != target);
+    Ok(away.with_context(|| format!("no replica away from {target}: {volume:?}"))?.to_owned())
+}
+
+fn number(node: &str) -> Result<u8> {
+    let number = node.strip_prefix("node-").and_then(|number| number.parse().ok());
+    number.with_context(|| format!("{node} is no node of this lab"))
+}
+
+async fn a_lost_replica_returns(lab: &mut Lab, volume: Uuid, load: &GuestIo<'_>) -> Result<()> {
+    let rest = lab.rest().await?;
+    let seen = wait_status(&rest, volume, VolumeStatus::Online).await?;
+    let away = number(&replica_node(&seen)?)?;
+    lab.engine(away).kill();
+    let degraded = wait_status(&rest, volume, VolumeStatus::Degraded).await?;
+    ensure!(!degraded.state.reasons.is_empty(), "it says why: {:?}", degraded.state);
+    goes_on(load).await?;
+    lab.restart_engine(away).await?;
+    wait_status(&rest, volume, VolumeStatus::Online).await?;
+    goes_on(load).await
+}
+
+async fn a_target_is_made_again_after_its_engine_restarted(
+    lab: &mut Lab,
+    volume: Uuid,
+    load: &GuestIo<'_>,
+) -> Result<()> {
+    let rest = lab.rest().await?;
+    let before = wait_status(&rest, volume, VolumeStatus::Online).await?;
+    let home = number(target_node(&before)?)?;
+    lab.engine(home).kill();
+    lab.restart_engine(home).await?;
+    goes_on(load).await?;
+    let after = wait_status(&rest, volume, VolumeStatus::Online).await?;
+    ensure!(target_node(&after)? == target_node(&before)?, "the target stayed on its node: {after:?}");
+    goes_on(load).await
+}
+
+async fn the_other_operator_takes_over(lab: &mut Lab, volume: Uuid, load: &GuestIo<'_>) -> Result<()> {
+    let leader = {
+        let mut leader = None;
+        for (index, operator) in lab.operators.iter().enumerate() {
+            if operator.rest()?.nodes().await.is_ok() {
+                ensure!(leader.is_none(), "two operators lead");
+                leader = Some(index);
+            }
+        }
+        leader.context("nobody leads")?
+    };
+    lab.operators[leader].kill();
+    let rest = lab.rest().await?;
+    lab.operators[1 - leader].wait_nodes(3).await?;
+    let seen = wait_status(&rest, volume, VolumeStatus::Online).await?;
+    // The new leader does not only show: it heals.
+    let away = number(&replica_node(&seen)?)?;
+    lab.engine(away).kill();
+    wait_status(&rest, volume, VolumeStatus::Degraded).await?;
+    lab.restart_engine(away).await?;
+    wait_status(&rest, volume, VolumeStatus::Online).await?;
+    // The old one returns as a follower.
+    lab.operators[leader].launch(&lab.processes)?;
+    goes_on(load).await
+}
+
+/// What engines hold, by kind and id.
+async fn held(lab: &Lab) -> Result<BTreeSet<String>> {
+    let mut held = BTreeSet::new();
+    for engine in &lab.engines {
+        let (api, name) = (engine.api()?, engine.name());
+        held.extend(api.list_pools().await?.iter().map(|pool| format!("{name}: pool {}", pool.uuid)));
+        held.extend(api.list_replicas().await?.iter().map(|replica| {
+            format!("{name}: replica {}, {} hosts", replica.uri, replica.allowed_hosts.len())
+        }));
+        held.extend(
+            api.list_nexuses()
+                .await?
+                .iter()
+                .map(|nexus| format!("{name}: nexus {} with {} children", nexus.uuid, nexus.children.len())),
+        );
+    }
+    Ok(held)
+}
+
+async fn c1_a_wiped_registry_destroys_nothing(lab: &mut Lab, load: &GuestIo<'_>) -> Result<()> {
+    let before = held(lab).await?;
+    ensure!(before.len() == 3 + 2 + 1, "{before:?}");
+    for operator in &mut lab.operators {
+        operator.kill();
+    }
+    lab.etcd.wipe(&lab.processes).await?;
+    for operator in &mut lab.operators {
+        operator.launch(&lab.processes)?;
+    }
+    let rest = lab.rest().await?;
+    wait_until(PATIENCE, "the engines to be seen", || async {
+        let nodes = rest.nodes().await?;
+        let online = nodes
+            .iter()
+            .filter(|node| node.state.as_ref().is_some_and(|state| state.status == NodeStatus::Online));
+        ensure!(online.count() == 3, "{nodes:?}");
+        Ok(())
+    })
+    .await?;
+    // Its garbage collector has had more than one period to do the wrong thing.
+    let begin = load.progress().await?;
+    wait_until(PATIENCE, "three periods of the reconcilers", || async {
+        let now = load.progress().await?;
+        check(&now)?;
+        ensure!(now.elapsed_ms >= begin.elapsed_ms + 15_000, "{now:?}");
+        Ok(())
+    })
+    .await?;
+    let after = held(lab).await?;
+    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+    // Nor is anything made beside what is there.
+    let body =
+        CreatePoolBody { disks: vec!["malloc:///new?size_mb=64".to_owned()], ..CreatePoolBody::default() };
+    match rest.create_pool("node-1", "another", &body).await {
+        Err(error) => println!("    a new pool is refused: {error}"),
+        Ok(pool) => bail!("a new identity was minted beside stamped pools: {pool:?}"),
+    }
+    goes_on(load).await
+}
+
+/// Engines hold exactly what the registry wants, and the registry wants nothing that is not finished.
+async fn agree(lab: &Lab, rest: &Client) -> Result<()> {
+    let specs = rest.specs().await?;
+    let wanted: BTreeSet<_> = specs.replicas.iter().map(|spec| spec.uuid).collect();
+    let mut found = BTreeSet::new();
+    for engine in &lab.engines {
+        found.extend(engine.api()?.list_replicas().await?.iter().map(|replica| replica.uuid));
+    }
+    ensure!(found == wanted, "engines hold {found:?}, the registry wants {wanted:?}");
+    let unfinished: Vec<_> = specs
+        .volumes
+        .iter()
+        .filter(|spec| spec.status != control_api::SpecStatus::Created || spec.operation.is_some())
+        .collect();
+    ensure!(unfinished.is_empty(), "unfinished: {unfinished:?}");
+    for volume in &specs.volumes {
+        let copies = specs.replicas.iter().filter(|replica| replica.volume == volume.uuid).count();
+        ensure!(copies == usize::from(volume.num_replicas), "{copies} replicas of {volume:?}");
+    }
+    Ok(())
+}
+
+async fn disconnect(host: &LinuxHost, path: &ConnectOptions) -> Result<()> {
+    host.disconnect(&path.nqn).await?;
+    wait_until(PATIENCE, "the controller to be gone", || async {
+        let controllers = host.controllers().await?;
+        ensure!(controllers.iter().all(|seen| seen.nqn != path.nqn), "{controllers:?}");
+        Ok(())
+    })
+    .await
+}
