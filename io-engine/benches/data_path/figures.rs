@@ -81,7 +81,7 @@ impl Table {
         if !self.has_head {
             let half = format!("{:>9} {:>8} {:>8} {:>7}", "kIOPS", "p50 us", "p99 us", "cpu us");
             println!("{:<12} | {:^35} | {:^35} |", "", "limit", "ours");
-            println!("{:<5} {:>6} | {half} | {half} | ratio", "", "depth");
+            println!("{:<5} {:>6} | {half} | {half} | ratio  cpu", "", "depth");
             self.has_head = true;
         }
         let (Some(limit), Some(ours)) = (row.limit, row.ours) else { return };
@@ -89,10 +89,11 @@ impl Table {
         let ratio = ours.iops / limit.iops;
         let note = if ratio < 0.5 { "  below half" } else { "" };
         println!(
-            "{direction:<5} {:>6} | {} | {} | {ratio:>5.2}{note}",
+            "{direction:<5} {:>6} | {} | {} | {ratio:>5.2} {:>4.2}{note}",
             row.depth,
             limit.cells(),
-            ours.cells()
+            ours.cells(),
+            limit.cpu_per_io.as_secs_f64() / ours.cpu_per_io.as_secs_f64()
         );
     }
 }

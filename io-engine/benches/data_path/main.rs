@@ -11,6 +11,7 @@
 
 mod clock;
 mod disk;
+mod engine;
 mod figures;
 mod volume;
 mod wire;
@@ -42,7 +43,7 @@ struct Options {
     /// Where the file of the file-backed pool is made; a file system with direct I/O
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// Only rows whose name contains this, such as `memory` or `file write 32`
+    /// Only rows whose name contains this, such as `memory`, `file write 32` or `idle`
     #[arg(long, default_value = "")]
     only: String,
     /// Given by `cargo bench`
@@ -76,8 +77,12 @@ fn main() -> anyhow::Result<()> {
     let time = Duration::try_from_secs_f64(options.seconds).context("--seconds")?;
     let spin = Duration::from_micros(options.spin_us);
     println!(
-        "4 KiB random I/O, one core each side; the best of {} rounds of {} s, limit and ours in turns; spin {} us.\n",
+        "4 KiB random I/O, one core each side; the best of {} rounds of {} s, limit and ours in turns; spin {} us.",
         options.rounds, options.seconds, options.spin_us
+    );
+    println!(
+        "ratio: our IOPS by the limit's. cpu: the limit's CPU per I/O by ours, which neighbours disturb less.{}\n",
+        neighbours()
     );
 
     let cases: Vec<Load> = [Direction::Read, Direction::Write]
@@ -127,7 +132,21 @@ fn main() -> anyhow::Result<()> {
             table.print(row);
         }
     }
+    if "idle".contains(&options.only.to_lowercase()) {
+        engine::idle(&options.dir)?;
+    }
     Ok(())
+}
+
+/// Says so when others use the machine.
+fn neighbours() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    match load.split(' ').next().and_then(|minute| minute.parse::<f64>().ok()) {
+        Some(load) if load > 1.0 => {
+            format!("\nThis machine is busy (load {load}): trust cpu and p50, not IOPS.")
+        }
+        _ => String::new(),
+    }
 }
 
 /// What a thread hands back: the figures of its round.
