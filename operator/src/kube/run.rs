@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crds::names::CONDITION_ACCEPTED;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, PartialObjectMeta};
@@ -22,7 +23,7 @@ use super::nexus::Nexuses;
 use super::node::Nodes;
 use super::plan::{Managed, Step, Verb, View, next};
 use super::pool::Pools;
-use super::port::{ControlPlane, Key, Kind, Mirror, Refusal, RefusalKind, Standing};
+use super::port::{ControlPlane, Key, Kind, Mirror, Refusal, Standing};
 use super::rim::{Rim, is_conflict};
 use super::volume::Volumes;
 
@@ -142,7 +143,7 @@ impl<P: ControlPlane> Controllers<P> {
                     Err(error) => debug!(error = %chain(&error), "watch of resources broke, trying again"),
                 },
                 change = changes.recv() => match change {
-                    Ok(key) if key.kind == M::KIND => queue.add(&key.name),
+                    Ok(key) if key.kind == M::KIND => queue.add_later(&key.name),
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => self.plane.names(M::KIND).iter().for_each(|n| queue.add(n)),
                     Err(RecvError::Closed) => break,
@@ -215,7 +216,7 @@ enum Rest {
     Gone,
     /// As it should be, or nothing to do until something changes.
     Content,
-    /// Nobody could be asked: soon again.
+    /// Nobody could be asked, or a wish was refused: again after a pause that grows.
     Waiting,
 }
 
@@ -264,8 +265,9 @@ where
             if let Step::Do(verb) = &step
                 && let Some(cr) = &cr
             {
-                // Making and destroying can take long; meanwhile the CR shall say so.
-                if !matches!(verb, Verb::Change(_)) {
+                // Making and destroying can take long; meanwhile the CR shall say so. What was refused before keeps its
+                // reason while it is tried again.
+                if !matches!(verb, Verb::Change(_)) && !is_told_refused::<M>(&view) {
                     match self.show(name, &view, &refusals).await {
                         Err(ControllerError::Kubernetes(error)) if is_conflict(&error) => continue,
                         shown => shown?,
@@ -368,8 +370,16 @@ fn rest<M: Managed>(view: &View<'_, M>, refusals: &[Refusal]) -> Rest {
     if view.cr.is_none() && view.object().is_none() {
         return Rest::Gone;
     }
-    let is_soon = |refusal: &Refusal| refusal.kind != RefusalKind::Invalid;
-    if refusals.iter().any(is_soon) { Rest::Waiting } else { Rest::Content }
+    if refusals.is_empty() { Rest::Content } else { Rest::Waiting }
+}
+
+/// Whether the CR says that this very spec was refused.
+fn is_told_refused<M: Managed>(view: &View<'_, M>) -> bool {
+    view.status().map(M::conditions).unwrap_or_default().iter().any(|condition| {
+        condition.type_ == CONDITION_ACCEPTED
+            && condition.status == "False"
+            && condition.observed_generation == view.generation()
+    })
 }
 
 /// What is to be looked at, by name. Its size is that of the set of names.
@@ -383,6 +393,14 @@ struct Queue {
 impl Queue {
     fn add(&mut self, name: &str) {
         self.due.insert(name.to_owned(), Instant::now());
+    }
+
+    /// The registry has news of it. While it is tried again these may be the traces of the last try, which must not
+    /// bring about the next: it keeps its pause.
+    fn add_later(&mut self, name: &str) {
+        let at = Instant::now() + self.pauses.get(name).copied().unwrap_or_default();
+        let due = self.due.entry(name.to_owned()).or_insert(at);
+        *due = at.min(*due);
     }
 
     fn add_known(&mut self) {
@@ -422,5 +440,38 @@ impl Queue {
         let pause = self.pauses.get(name).map_or(RETRY_FIRST, |pause| (*pause * 2).min(FLOOR));
         self.pauses.insert(name.to_owned(), pause);
         self.due.entry(name.to_owned()).or_insert_with(|| Instant::now() + pause);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A create that is refused writes to the registry what it intends and takes it back; that is news, each time.
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_wish_keeps_its_pause_whatever_it_left_in_the_registry() {
+        let mut queue = Queue::default();
+        queue.add("pool");
+        let mut tries = 0;
+        let end = Instant::now() + Duration::from_secs(60);
+        while let Some(due) = queue.next_due(1)
+            && due < end
+        {
+            tokio::time::sleep_until(due).await;
+            assert_eq!(queue.take_due(Instant::now(), 1), ["pool"]);
+            tries += 1;
+            queue.add_later("pool");
+            queue.retry("pool");
+            queue.add_later("pool");
+        }
+        assert!((4..=9).contains(&tries), "{tries} tries in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_of_what_is_well_is_looked_at_at_once() {
+        let mut queue = Queue::default();
+        queue.done("pool", Some(FLOOR));
+        queue.add_later("pool");
+        assert_eq!(queue.next_due(1), Some(Instant::now()));
     }
 }
