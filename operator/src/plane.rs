@@ -176,7 +176,7 @@ impl Plane {
                     volumes.set_topology(id, volume::topology_from(topology.as_ref())?).await.map(drop)
                 }
                 Change::Policy(policy) => {
-                    volumes.set_policy(id, volume::policy_from(&policy)).await.map(drop)
+                    volumes.set_policy(id, volume::policy_from(&policy)?).await.map(drop)
                 }
                 // The registry keeps these with the mirror; nothing else turns on them yet.
                 Change::DeletionPolicy(_) | Change::MaxSnapshots(_) => {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crds::nexus::ChildStatus;
 use crds::volume::{
-    ChildState, NodeTopology, Policy, PoolSelection, Publish, ReplicaState, ReplicaStatus, TargetState,
-    TargetStatus, Topology as CrTopology, Usage, VolumeState,
+    ChildState, NodeTopology, Policy, PoolSelection, Publish, ReplicaState, ReplicaStatus, SparePreference,
+    TargetState, TargetStatus, Topology as CrTopology, Usage, VolumeState,
 };
 use crds::{NexusSpec, Period, Quantity, VolumeSpec as VolumeCrSpec};
 use uuid::Uuid;
@@ -31,14 +31,25 @@ pub(super) fn create_from(origin: Origin, spec: &VolumeCrSpec) -> Result<CreateV
         size: spec.size.bytes(),
         replicas: spec.replicas,
         thin: spec.thin,
-        policy: policy_from(&spec.policy),
+        policy: policy_from(&spec.policy)?,
         topology: topology_from(spec.topology.as_ref())?,
         labels: BTreeMap::new(),
     })
 }
 
-pub(super) fn policy_from(policy: &Policy) -> VolumePolicy {
-    VolumePolicy { self_heal: policy.self_heal, replace_after: Some(policy.replace_after.duration()) }
+/// What the operator does not act on yet is refused, so that nobody counts on it.
+pub(super) fn policy_from(policy: &Policy) -> Result<VolumePolicy> {
+    let refuse = |text: &str| Err(ServiceError::new(ErrorKind::Unimplemented, text));
+    if policy.give_up_after.is_some() {
+        return refuse(
+            "policy.giveUpAfter is not acted on yet: remove it; a volume waits for the replica that condition Ready \
+             names",
+        );
+    }
+    if policy.spare_preference != SparePreference::default() {
+        return refuse("policy.sparePreference can only be MostFree yet: set it so, or remove it");
+    }
+    Ok(VolumePolicy { self_heal: policy.self_heal, replace_after: Some(policy.replace_after.duration()) })
 }
 
 /// "*" alone is anybody; an empty list is nobody (SAFETY C8).
@@ -308,6 +319,16 @@ mod tests {
             Some("fd00::1")
         );
         assert_eq!(address_of("nonsense"), None);
+    }
+
+    /// A policy that is kept and not followed would be found out when it is too late.
+    #[test]
+    fn a_policy_that_nothing_acts_on_is_refused() {
+        assert!(policy_from(&Policy::default()).is_ok());
+        let gives_up = Policy { give_up_after: Some("1h".parse().unwrap()), ..Policy::default() };
+        assert!(policy_from(&gives_up).unwrap_err().to_string().contains("giveUpAfter"));
+        let picky = Policy { spare_preference: SparePreference::SameNode, ..Policy::default() };
+        assert!(policy_from(&picky).unwrap_err().to_string().contains("sparePreference"));
     }
 
     #[test]
