@@ -266,11 +266,14 @@ impl Connection {
         let replica = Rc::clone(&self.replica);
         let mut engine = replica.engine.subscribe();
         let serving = *engine.borrow();
+        if !is_black {
+            // At once: an open that comes before the task's first turn has to drain it as well.
+            replica.begun.send_modify(|begun| *begun += 1);
+        }
         let served = async move {
             if is_black {
                 std::future::pending::<()>().await;
             }
-            replica.begun.send_modify(|begun| *begun += 1);
             let work = async {
                 replica.delay().await;
                 let result = command.await;
@@ -310,17 +313,17 @@ impl Connection {
         self.send(async move {
             let bytes = Self::bytes(range);
             replica.opens(&bytes);
+            if is_data {
+                // Before the data, as a pool does: a write that fails, or whose engine dies, may have reached the disk.
+                let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
+                replica.durable.borrow_mut().allocated.extend(blocks);
+            }
             let disk = replica.disk.borrow().clone();
             let result = command(disk).await;
             replica.ends(&bytes);
-            if result.is_ok() {
-                let allocated = &mut replica.durable.borrow_mut().allocated;
-                if is_data {
-                    allocated.extend(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
-                } else {
-                    allocated
-                        .retain(|block| !(bytes.start.div_ceil(BLOCK)..bytes.end / BLOCK).contains(block));
-                }
+            if result.is_ok() && !is_data {
+                let cleared = bytes.start.div_ceil(BLOCK)..bytes.end / BLOCK;
+                replica.durable.borrow_mut().allocated.retain(|block| !cleared.contains(block));
             }
             result
         })
