@@ -37,8 +37,14 @@ enum Attempt<D> {
 }
 
 impl<P: Parts> Inner<P> {
-    /// A member's connection is lost, or it left a command unanswered for too long.
+    /// A child's connection is lost, or it left a command unanswered for too long.
     pub(crate) fn lost(self: &Rc<Self>, child: &Rc<Child<P::Device>>) {
+        if child.state() == ChildState::Rebuilding {
+            // No member yet: it has no window. The record may count on it already, and then nobody else might ever
+            // find out: the registrar waits for it, and every write for the registrar.
+            self.fail(child, FaultReason::TimedOut);
+            return;
+        }
         if !child.apply(ChildEvent::Lost) {
             return;
         }

@@ -9,6 +9,7 @@ use crate::block::{BlockDevice, BlockError, ErrorKind, LbaRange, WriteOptions};
 use crate::member::Member;
 use crate::nexus::Inner;
 use crate::nexus::child::{Answer, Child, Parts, bytes_on_child, is_loss, on_child};
+use crate::nexus::child_state::{ChildEvent, ChildState};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::spans::{self, Spans};
 
@@ -58,6 +59,15 @@ impl<P: Parts> Copier<P> {
             Answer::Failed(error) => Err(TaskFailed(format!("{what}: {error}"))),
             Answer::Done(_) | Answer::Left => Err(TaskFailed::destination_left()),
         }
+    }
+
+    /// The record calls the destination healthy: makes it a member, unless this is not its rebuild any more. False
+    /// where it left meanwhile.
+    pub(super) fn becomes_member(&self) -> bool {
+        self.destination.rebuilds.get() == self.number
+            && (self.destination.apply(ChildEvent::Admitted)
+                // It failed, and was kept because by then it was the last member.
+                || matches!(self.destination.state(), ChildState::InSync | ChildState::Silent))
     }
 
     /// What the source holds of `within`, in bytes of the nexus, and up to where the answer is complete.

@@ -225,7 +225,7 @@ async fn admit<P: Parts>(copier: &Copier<P>) -> Result<(), TaskFailed> {
     // From here on only the record, or a new epoch, tells this child from a member.
     child.is_being_admitted.set(true);
     let admitted = join_and_record(copier, later_epoch).await;
-    if admitted.is_ok() && !child.apply(ChildEvent::Admitted) {
+    if admitted.is_ok() && !copier.becomes_member() {
         // It left while it was recorded; that is recorded in its turn.
         return Err(TaskFailed("the destination left".into()));
     }

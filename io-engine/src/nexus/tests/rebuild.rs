@@ -198,6 +198,38 @@ fn d4_a_destination_that_leaves_after_its_join_is_told_by_a_new_epoch() {
     });
 }
 
+/// The record calls a destination healthy, and its connection is lost before it has joined the new epoch, while the
+/// only writes under way wait for another child's fault to be recorded: nothing else would notice.
+#[test]
+fn d5_a_destination_lost_right_after_it_is_recorded_holds_no_write_up() {
+    run(async || {
+        let world = World::new(3);
+        let nexus = world.nexus(&[0, 1, 2]).await;
+        put(&nexus, 64, 1).await;
+        nexus.offline_child(&world.replicas[2].uri()).await.unwrap();
+        world.store.set_fault(StoreFault::Unreachable);
+        world.replicas[2].joins.borrow_mut().clear();
+        nexus.online_child(&world.replicas[2].uri()).await.unwrap();
+        until("it joined", || world.replicas[2].joins.borrow().iter().any(|(_, caught_up)| *caught_up)).await;
+        world.replicas[1].faults().add(Fault::new(FaultOp::Write, Effect::Fail(ErrorKind::Media)).times(1));
+        let write = put_later(&nexus, 128, 2);
+        until("one fails", || matches!(state(&nexus, 1), ChildState::Faulting(_))).await;
+        assert_eq!(state(&nexus, 2), ChildState::Rebuilding, "its admission waits for the store");
+        world.replicas[2].break_connections();
+        world.store.set_fault(StoreFault::None);
+        let answer = runtime::timeout(std::time::Duration::from_secs(20), write).await;
+        let Ok(answer) = answer else { panic!("the write is held: {}", inside(&nexus)) };
+        answer.unwrap().unwrap();
+        assert!(world.is_healthy(0) && !world.is_healthy(1) && !world.is_healthy(2));
+        for index in [1, 2] {
+            until("it left", || matches!(state(&nexus, index), ChildState::Faulted(_))).await;
+            nexus.online_child(&world.replicas[index].uri()).await.unwrap();
+        }
+        online(&world, &nexus).await;
+        world.assert_equal(&[0, 1, 2]);
+    });
+}
+
 #[test]
 fn a_rebuild_can_be_paused_resumed_and_stopped() {
     run(async || {
