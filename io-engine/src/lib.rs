@@ -22,3 +22,4 @@ pub mod record;
 pub mod replica;
 pub mod target;
 mod transport;
+pub mod watch;

@@ -50,12 +50,13 @@ use std::rc::Rc;
 
 use runtime::{IoBuf, IoBytes};
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, Blocks, Geometry, Lba, LbaRange, RangeLock, WriteOptions};
 use crate::rebuild::{History, RebuildHandle};
 use crate::record::resolve::FencedBy;
+use crate::watch;
 use barrier::Barrier;
 use child::{Child, Parts};
 use child_state::ChildState;

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use futures::future::{Either, select};
 use runtime::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, ErrorKind, Lba};
@@ -18,6 +18,7 @@ use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::retire::Recorded;
 use crate::record::RecordStore;
+use crate::watch;
 
 /// A device that can be a child: a local or remote replica, or a bare device.
 pub trait Device: BlockDevice + Member + 'static {

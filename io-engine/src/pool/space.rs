@@ -1,6 +1,6 @@
 //! Free extents, those on their way to a layer, and those on their way back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use super::allocator::{Allocator, PhysicalRun};
@@ -31,12 +31,12 @@ pub(super) struct Space {
     allocator: Allocator,
     /// Bounded by the extents of the disk.
     freed: VecDeque<Freed>,
-    promises: HashMap<(LayerId, u32), Promise>,
+    promises: BTreeMap<(LayerId, u32), Promise>,
 }
 
 impl Space {
     pub(super) fn new(allocator: Allocator) -> Self {
-        Self { allocator, freed: VecDeque::new(), promises: HashMap::new() }
+        Self { allocator, freed: VecDeque::new(), promises: BTreeMap::new() }
     }
 
     pub(super) fn free_extents(&self) -> u64 {

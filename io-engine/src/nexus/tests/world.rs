@@ -11,7 +11,6 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use runtime::sim::Sim;
 use runtime::{IoBuf, IoBytes};
-use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::block::fault::{Faults, FaultyDevice};
@@ -24,6 +23,7 @@ use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::{ChildSpec, Nexus, NexusError, NexusSpec};
 use crate::record::RecordValue;
 use crate::record::memory::MemoryStore;
+use crate::watch;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const REGION: u64 = 64 << 10;
