@@ -1,0 +1,1 @@
+//! The cluster agent: switchovers of volumes, logged before they are acted upon.
