@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     BlockDevice, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, Replica,
-    RestJsonError, Specs, Volume, Volumes,
+    Republish, RestJsonError, Specs, Volume, Volumes,
 };
 
 /// A call that failed.
@@ -149,6 +149,26 @@ impl Client {
     /// Stops serving a volume.
     pub async fn unpublish_volume(&self, id: Uuid, force: bool) -> Answer<Volume> {
         self.call(Method::DELETE, &format!("/volumes/{id}/target?force={force}"), None::<&()>).await
+    }
+
+    /// Gives a published volume a target that serves: the one it has, made again in place, or a new one elsewhere
+    /// after the old one was fenced. Can be repeated; a target that serves this host already is left alone. Fails with
+    /// [`ErrorKind::PermissionDenied`] (the host may not connect), [`ErrorKind::NotPublished`], [`ErrorKind::NotFound`],
+    /// [`ErrorKind::VolumeNoReplicas`] (no replica with all data can be reached: the message names them),
+    /// [`ErrorKind::ResourceExhausted`] (no other node can serve) and what every call can fail with.
+    pub async fn republish_volume(&self, id: Uuid, request: &Republish) -> Answer<Volume> {
+        self.publish_volume(id, &request.into()).await
+    }
+
+    /// Destroys what replaced targets of a volume left behind, but for those that listen at one of
+    /// `registered_targets` (`address:port`): hosts still have a path to them. What is on a node that does not answer
+    /// goes when it returns.
+    pub async fn destroy_shutdown_targets(&self, id: Uuid, registered_targets: &[String]) -> Answer<()> {
+        let query = match registered_targets {
+            [] => String::new(),
+            targets => format!("?registered_targets={}", targets.join(",")),
+        };
+        self.done(Method::DELETE, &format!("/volumes/{id}/shutdown_targets{query}")).await
     }
 
     /// Gives a volume more or fewer replicas.

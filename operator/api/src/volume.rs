@@ -234,10 +234,41 @@ pub struct PublishVolumeBody {
     /// The node whose host may connect; anybody may where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frontend_node: Option<String>,
-    /// Keep the target where it is if it can be.
+    /// With `republish`: keep the target where it is if it can be; true where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse_existing: Option<bool>,
+    /// With `republish`: rather another node, the old one only when there is no other; false where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse_existing_fallback: Option<bool>,
     /// Move a published volume's target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub republish: Option<bool>,
+}
+
+/// How to serve a published volume that a host has lost its path to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Republish {
+    /// The host that asks: the name of its node, or its NVMe host name (`nqn.`...). Only one that may connect to the
+    /// volume gets another target; else [`crate::ErrorKind::PermissionDenied`].
+    pub frontend_host: String,
+    /// The node to serve from; the scheduler chooses where absent.
+    pub target_node: Option<String>,
+    /// Keep, or make again in place, the target there is, when that is possible.
+    pub reuse_existing: bool,
+    /// Rather another node, the old one only when there is no other.
+    pub reuse_existing_fallback: bool,
+}
+
+impl From<&Republish> for PublishVolumeBody {
+    fn from(request: &Republish) -> Self {
+        Self {
+            publish_context: BTreeMap::new(),
+            node: request.target_node.clone(),
+            protocol: Some(Protocol::Nvmf),
+            frontend_node: Some(request.frontend_host.clone()),
+            reuse_existing: Some(request.reuse_existing),
+            reuse_existing_fallback: Some(request.reuse_existing_fallback),
+            republish: Some(true),
+        }
+    }
 }
