@@ -1,0 +1,46 @@
+//! A host reports that it has lost its path to a volume that has a switchover already.
+
+use jiff::Timestamp;
+
+use super::{Answer, Command, Doing, Next, Switchover};
+use crate::cluster::record::{Frontend, PathState, Stage, SwitchOver};
+
+impl Switchover {
+    pub(super) fn report(&mut self, node: &str, endpoint: &str, now: Timestamp, out: &mut Vec<Command>) {
+        let is_ending =
+            matches!(self.doing, Doing::Erasing(_) | Doing::Ended | Doing::Logging(Next::Erase(_)));
+        let path = self.record.frontends.get(node).map(|frontend| frontend.path);
+        let answer = match (self.record.stage, path) {
+            _ if is_ending => Some(Answer::Later),
+            (Stage::Errored, _) | (_, Some(PathState::GivenUp(_))) => Some(Answer::Later),
+            // Its first report is being written, and the answer to that answers this.
+            (_, Some(PathState::Lost)) if self.unanswered.contains(node) => None,
+            (Stage::Init | Stage::RepublishVolume, Some(PathState::Lost)) => Some(Answer::AlreadyTaken),
+            (_, Some(PathState::Lost)) => Some(Answer::Later),
+            (_, Some(PathState::Replaced) | None) => {
+                self.join(node, endpoint, now, out);
+                None
+            }
+        };
+        if let Some(answer) = answer {
+            out.push(Command::Answer { node: node.to_owned(), answer });
+        }
+    }
+
+    /// A host joins in, or its new path was lost as well.
+    fn join(&mut self, node: &str, endpoint: &str, now: Timestamp, out: &mut Vec<Command>) {
+        self.record.frontends.insert(node.to_owned(), Frontend::lost(endpoint));
+        self.unanswered.insert(node.to_owned());
+        if self.record.stage == Stage::DeleteTarget {
+            // The target that was moved is lost: what is left of the old ones is removed at the end of the new round.
+            let fresh =
+                SwitchOver::new(self.record.volume, &self.record.nqn, node, endpoint, self.record.started);
+            self.record = SwitchOver { frontends: std::mem::take(&mut self.record.frontends), ..fresh };
+            self.enter(Stage::Init, now);
+            if !matches!(self.doing, Doing::Destroying) {
+                self.look(out);
+            }
+        }
+        self.ensure_logged(out);
+    }
+}
