@@ -107,6 +107,10 @@ pub(crate) struct Child<D> {
     pub(crate) joined: Cell<u64>,
     /// Its admission is under way: the record may say at any moment that it is healthy.
     pub(crate) is_being_admitted: Cell<bool>,
+    /// It was sent to the store that it is healthy, and nobody knows yet whether the store has it.
+    pub(crate) may_be_recorded: Cell<bool>,
+    /// It is being asked whether it is still suspect.
+    pub(crate) is_probed: Cell<bool>,
     /// Counts its rebuilds: what is left of an older one must not act on a newer.
     pub(crate) rebuilds: Cell<u64>,
     /// Proof for those who wait: the record does not count on this child.
@@ -132,6 +136,8 @@ impl<D: Device> Child<D> {
             expired: RefCell::new(None),
             joined: Cell::new(0),
             is_being_admitted: Cell::new(false),
+            may_be_recorded: Cell::new(false),
+            is_probed: Cell::new(false),
             rebuilds: Cell::new(0),
             recorded: Cell::new(None),
             fault_time: Cell::new(None),

@@ -18,7 +18,7 @@ use futures::future::select;
 use crate::block::{BlockDevice, ErrorKind};
 use crate::member::{Member, MemberReport};
 use crate::nexus::Inner;
-use crate::nexus::child::{Child, Device, Expired, Incarnation, Parts};
+use crate::nexus::child::{Answer, Child, Device, Expired, Incarnation, Parts, is_loss};
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::limits;
 use crate::nexus::reconcile::{self, Account, Candidate, Decision, Plan, Situation};
@@ -133,8 +133,15 @@ impl<P: Parts> Inner<P> {
         };
         let serves =
             |child: &Rc<Child<P::Device>>| child.state() == ChildState::InSync && !child.is_suspect.get();
-        if members.iter().any(serves) {
-            self.apply(NexusEvent::Regained);
+        // It has everything and the record says so; it is read as soon as it is a member here as well, which has to
+        // wait for those that cannot join the epoch any more.
+        let is_admitted = |child: &Rc<Child<P::Device>>| {
+            child.state() == ChildState::Rebuilding && child.is_being_admitted.get()
+        };
+        if members.iter().any(|child| serves(child) || is_admitted(child)) {
+            if members.iter().any(serves) {
+                self.apply(NexusEvent::Regained);
+            }
             for child in &members {
                 if child.state() != ChildState::Silent {
                     continue;
@@ -148,6 +155,9 @@ impl<P: Parts> Inner<P> {
             }
             return;
         }
+        for child in members.iter().filter(|child| child.state() == ChildState::InSync) {
+            self.probe(child);
+        }
         let silent: Vec<_> =
             members.iter().filter(|child| child.state() == ChildState::Silent).cloned().collect();
         let is_outage =
@@ -158,7 +168,38 @@ impl<P: Parts> Inner<P> {
         if self.apply(NexusEvent::LostAll) {
             tracing::error!(nexus.id = %self.uuid, "no member is left to serve: I/O is held");
         }
+        if self.children.borrow().iter().any(|child| child.may_be_recorded.get()) {
+            // The store may call a destination healthy by now, and that one has every acknowledged write: what the
+            // others lost is not to be taken for all there is (SAFETY D3).
+            tracing::warn!(nexus.id = %self.uuid, "waiting for the store to tell whether a destination is a member");
+            return;
+        }
         self.reconcile_losers(&silent);
+    }
+
+    /// Asks a member whose last command failed, and to which nobody may have anything to send, whether it still
+    /// fails: others that have to leave wait for a member to rely on.
+    fn probe(self: &Rc<Self>, child: &Rc<Child<P::Device>>) {
+        if child.is_probed.replace(true) {
+            return;
+        }
+        let (nexus, child) = (Rc::clone(self), Rc::clone(child));
+        self.spawn(async move {
+            nexus.wake_ticker();
+            let answer = child.command(|device| async move { device.flush().await }).await;
+            child.is_probed.set(false);
+            match answer {
+                Answer::Done(()) => {
+                    child.is_suspect.set(false);
+                    nexus.judge();
+                }
+                Answer::Failed(error) if is_loss(error.kind()) => nexus.lost(&child),
+                Answer::Failed(error) => {
+                    tracing::debug!(nexus.id = %nexus.uuid, child.uri = %child.uri, %error, "still failing");
+                }
+                Answer::Left => {}
+            }
+        });
     }
 
     /// Every member is silent or lost power. Serves again once all of them, but those given up, came back.

@@ -333,8 +333,8 @@ async fn survivor_is_sure<P: Parts>(nexus: &Rc<Inner<P>>, leaving: &[Uuid]) -> b
             nexus.children.borrow().iter().filter(|child| stays(child.replica)).cloned().collect()
         };
         if survivors.is_empty() {
-            // All leave at once: one of them is kept by the plan.
-            return true;
+            // All leave at once: all stay until it is known which of them has the most.
+            return false;
         }
         nexus.wake_ticker();
         let flushed = futures::future::join_all(survivors.iter().map(|child| async {

@@ -80,7 +80,10 @@ pub(crate) async fn leg<P: Parts>(
                         child.is_suspect.set(false);
                         return LegEnd::Done;
                     }
-                    Answer::Failed(error) if is_loss(error.kind()) && state == ChildState::InSync => {
+                    // A destination may have become a member since the command was sent.
+                    Answer::Failed(error)
+                        if is_loss(error.kind()) && child.state() != ChildState::Rebuilding =>
+                    {
                         nexus.lost(child);
                     }
                     Answer::Failed(error) => {

@@ -9,6 +9,7 @@ use crate::nexus::error::NexusError;
 use crate::nexus::state::NexusState;
 use crate::nexus::tests::world::*;
 use crate::nexus::view::NexusHealth;
+use crate::record::memory::Fault as StoreFault;
 
 #[test]
 fn d13_with_every_child_lost_io_is_held_and_goes_on_when_one_returns() {
@@ -235,5 +236,51 @@ fn a_shutdown_in_order_is_recorded_as_clean_with_every_region_closed() {
         assert_eq!(again.view().unsynced_regions, 0);
         assert!(!world.record().info.clean_shutdown, "in use again");
         assert_eq!(get(&again, 64).await, 5);
+    });
+}
+
+/// The store was told that a destination is healthy, and its answer is lost; then the only other member loses power,
+/// and with it what was not flushed. The destination has everything: it is waited for, not overwritten.
+#[test]
+fn d3_what_a_destination_has_is_kept_while_the_store_owes_an_answer() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0, 1]).await;
+        world.replicas[1].set_reach(Reach::Refused);
+        put(&nexus, 0, 1).await;
+        assert!(!world.is_healthy(1));
+        world.replicas[1].set_reach(Reach::Up);
+        world.store.set_fault(StoreFault::ReplyLost);
+        nexus.online_child(&world.replicas[1].uri()).await.unwrap();
+        until("the store calls it healthy", || world.is_healthy(1)).await;
+        put(&nexus, 64, 2).await;
+        world.replicas[0].lose_power(Survival::Nothing);
+        let (read, write) = (get_later(&nexus, 64), put_later(&nexus, 128, 3));
+        seconds(60).await;
+        assert!(!read.is_finished() && !write.is_finished(), "nobody knows yet who has what");
+        world.store.set_fault(StoreFault::None);
+        assert_eq!(read.await.unwrap(), 2);
+        write.await.unwrap().unwrap();
+        assert_eq!(state(&nexus, 0), ChildState::Faulted(FaultReason::LostPower));
+        assert!(!world.is_healthy(0) && world.is_healthy(1));
+    });
+}
+
+/// One child failed a write and the other does not come back: every write is held, so no write can show that the
+/// first is well again.
+#[test]
+fn d13_a_member_that_failed_once_is_asked_again_when_nobody_else_serves() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0, 1]).await;
+        put(&nexus, 0, 1).await;
+        let fault = Fault::new(FaultOp::Write, Effect::Fail(ErrorKind::Media)).times(1);
+        world.replicas[0].faults().add(fault);
+        world.replicas[1].set_reach(Reach::Refused);
+        let write = put_later(&nexus, 64, 2);
+        until("the write goes on", || write.is_finished()).await;
+        write.await.unwrap().unwrap();
+        assert_eq!(get(&nexus, 64).await, 2);
+        assert!(world.is_healthy(0) && !world.is_healthy(1));
     });
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use runtime::sim::Sim;
 use runtime::{IoBuf, IoBytes};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use uuid::Uuid;
 
 use crate::block::fault::{Faults, FaultyDevice};
@@ -113,18 +115,22 @@ impl Replica {
     }
 
     pub(super) fn set_reach(&self, reach: Reach) {
-        self.reach.set(reach);
+        if self.reach.replace(reach) != reach {
+            tracing::info!(replica = %self.id, ?reach, "the world: reach");
+        }
         if reach == Reach::Refused {
             self.break_connections();
         }
     }
 
     pub(super) fn break_connections(&self) {
+        tracing::debug!(replica = %self.id, "the world: connections break");
         self.connections.send_modify(|generation| *generation += 1);
     }
 
     /// The engine's process dies and is started again at once; what it wrote is there.
     pub(super) fn restart_engine(&self) {
+        tracing::info!(replica = %self.id, "the world: engine starts anew");
         self.engine.send_replace(fresh_id());
         self.writes_in_flight.borrow_mut().clear();
         self.break_connections();
@@ -132,6 +138,7 @@ impl Replica {
 
     /// The machine loses power and is started again at once.
     pub(super) fn lose_power(&self, survival: Survival) {
+        tracing::info!(replica = %self.id, ?survival, "the world: power is lost");
         let image = self.disk.borrow().inner().crash_image(survival);
         image.record();
         *self.disk.borrow_mut() = FaultyDevice::new(image);
@@ -223,6 +230,7 @@ impl Replica {
         if caught_up {
             durable.lost_power = false;
         }
+        tracing::info!(replica = %self.id, ?epoch, caught_up, "the world: joined");
         self.joins.borrow_mut().push((epoch, caught_up));
         Ok(())
     }
@@ -545,11 +553,27 @@ pub(super) fn run<F: Future<Output = ()>>(story: impl FnOnce() -> F) {
     run_seeded(1, story);
 }
 
-/// The same with a seed.
-pub(super) fn run_seeded<F: Future<Output = ()>>(seed: u64, story: impl FnOnce() -> F) {
+/// The same with a seed. Returns the trace hash.
+pub(super) fn run_seeded<F: Future<Output = ()>>(seed: u64, story: impl FnOnce() -> F) -> u64 {
     let sim = Sim::new(seed);
     let node = sim.add_node("engine", IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
     sim.block_on(node, async { story().await });
+    sim.trace_hash()
+}
+
+/// Logs with `SIM_LOG=1`, in virtual time, what the nexus and the world tell: a failing seed is read from it.
+pub(super) fn log_if_asked() {
+    struct VirtualTime;
+    impl FormatTime for VirtualTime {
+        fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+            write!(out, "{:?}", runtime::now())
+        }
+    }
+    if std::env::var_os("SIM_LOG").is_some() {
+        let log = tracing_subscriber::fmt().with_ansi(false).with_timer(VirtualTime);
+        // Another test of the process may have set it up.
+        let _already = log.with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
+    }
 }
 
 pub(super) fn block(fill: u8, blocks: usize) -> IoBytes {
@@ -593,6 +617,7 @@ pub(super) fn inside(nexus: &TestNexus) -> String {
 
 /// The process of a nexus dies: nothing of it goes on, nothing is recorded.
 pub(super) async fn crash(nexus: TestNexus) {
+    tracing::info!("the world: the nexus dies");
     nexus.inner.stop(crate::nexus::StopReason::Shutdown);
     // Its tasks see that they are dead before anything else happens.
     runtime::sleep(Duration::from_millis(1)).await;
