@@ -11,6 +11,7 @@
 //!
 //! [`ErrorKind::Unsupported`]: crate::block::ErrorKind::Unsupported
 
+pub use nvme::command::reservation::ReservationType;
 use uuid::Uuid;
 
 use crate::block::BlockError;
@@ -76,4 +77,68 @@ pub trait Member {
         within: std::ops::Range<u64>,
         runs_max: usize,
     ) -> impl Future<Output = Result<(Vec<(u64, u64)>, u64), BlockError>>;
+}
+
+/// Who has registered with a replica, and who may use it: NVMe's Reservation Report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReservationReport {
+    /// Counts changes of registrants; wraps.
+    pub generation: u32,
+    /// The reservation that is held, if one is.
+    pub kind: Option<ReservationType>,
+    /// Survives a restart and a power loss (PTPL).
+    pub is_persistent: bool,
+    /// Everybody who has registered.
+    pub registrants: Vec<Registrant>,
+}
+
+/// Somebody who has registered with a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Registrant {
+    /// Host identifier.
+    pub host: [u8; 16],
+    /// Its key.
+    pub key: u64,
+    /// It holds the reservation; all registrants do where the type says so.
+    pub is_holder: bool,
+}
+
+/// Reservation calls of a replica, local or remote (SAFETY F1, D7). The identity is that of the connection, or of the
+/// opened handle. Changes are durable when they return.
+///
+/// While a reservation is held, commands that its type excludes for this identity, and vendor commands that change
+/// something, fail with [`ErrorKind::ReservationConflict`]. A device without reservations answers
+/// [`ErrorKind::Unsupported`] to all of these calls.
+///
+/// [`ErrorKind::ReservationConflict`]: crate::block::ErrorKind::ReservationConflict
+/// [`ErrorKind::Unsupported`]: crate::block::ErrorKind::Unsupported
+pub trait Reserve {
+    /// Registers, or replaces this identity's key; persistent from then on.
+    fn register(&self, key: u64) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Ends this identity's registration, and with it the reservation it alone holds. Done already is success.
+    fn unregister(&self) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Takes the reservation with the key registered before; conflicts where another identity holds it. Holding it
+    /// already, with the same type, is success.
+    fn acquire(&self, kind: ReservationType, key: u64) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Removes the registrants that have the key `preempted`, takes the reservation if one of them held it, and aborts
+    /// their commands: returns when none of them executes in the replica any more, those of local callers included
+    /// (SAFETY D7). Conflicts where nobody has the key. 0 preempts all others under an all-registrants reservation.
+    fn preempt(
+        &self,
+        kind: ReservationType,
+        key: u64,
+        preempted: u64,
+    ) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Gives the reservation up; success where this identity does not hold it.
+    fn release(&self, kind: ReservationType, key: u64) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Who has registered, and who holds it; allowed to everybody.
+    fn reservation(&self) -> impl Future<Output = Result<ReservationReport, BlockError>>;
+
+    /// A cheap question to the replica itself: may this identity still write? What the read lease asks (SAFETY D5).
+    fn confirm(&self) -> impl Future<Output = Result<(), BlockError>>;
 }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod fabrics;
 pub mod nvm;
+pub mod reservation;
 pub mod vendor;
 
 use crate::codec::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, ErrorKind, Lba};
-use crate::member::{Member, MemberReport};
+use crate::member::{Member, MemberReport, Reserve};
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::retire::Recorded;
@@ -21,7 +21,7 @@ use crate::record::RecordStore;
 use crate::watch;
 
 /// A device that can be a child: a local or remote replica, or a bare device.
-pub trait Device: BlockDevice + Member + 'static {
+pub trait Device: BlockDevice + Member + Reserve + 'static {
     /// On this engine.
     fn is_local(&self) -> bool;
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
 use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice};
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::{Epoch, Member, MemberReport, ReservationReport, ReservationType, Reserve};
 use crate::nexus::child::{Device, Parts};
 use crate::record::Store;
 use crate::replica::Replica;
@@ -100,6 +100,40 @@ impl Member for ChildDevice {
             Self::Remote(remote) => remote.allocated(within, runs_max).await,
             Self::Base(_) => Err(no_member()),
         }
+    }
+}
+
+fn no_reservations() -> BlockError {
+    BlockError::new(ErrorKind::Unsupported, "the device has no reservations")
+}
+
+impl Reserve for ChildDevice {
+    async fn register(&self, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn unregister(&self) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn acquire(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn preempt(&self, _: ReservationType, _: u64, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn release(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn reservation(&self) -> Result<ReservationReport, BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn confirm(&self) -> Result<(), BlockError> {
+        Err(no_reservations())
     }
 }
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::block::fault::{Faults, FaultyDevice};
 use crate::block::memory::Survival;
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, MemoryDevice, WriteOptions};
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::{Epoch, Member, MemberReport, ReservationReport, ReservationType, Reserve};
 use crate::nexus::child::{Device, Parts};
 use crate::nexus::child_state::ChildState;
 use crate::nexus::layout::DATA_OFFSET_BYTES;
@@ -439,6 +439,40 @@ impl Member for Connection {
             Ok((runs, within.end))
         })
         .await
+    }
+}
+
+fn no_reservations() -> BlockError {
+    BlockError::new(ErrorKind::Unsupported, "no reservations")
+}
+
+impl Reserve for Connection {
+    async fn register(&self, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn unregister(&self) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn acquire(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn preempt(&self, _: ReservationType, _: u64, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn release(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn reservation(&self) -> Result<ReservationReport, BlockError> {
+        Err(no_reservations())
+    }
+
+    async fn confirm(&self) -> Result<(), BlockError> {
+        Err(no_reservations())
     }
 }
 
