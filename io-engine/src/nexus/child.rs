@@ -107,7 +107,7 @@ pub(crate) struct Child<D> {
     pub(crate) joined: Cell<u64>,
     /// Its admission is under way: the record may say at any moment that it is healthy.
     pub(crate) is_being_admitted: Cell<bool>,
-    /// It was sent to the store that it is healthy, and nobody knows yet whether the store has it.
+    /// A record that calls it healthy was sent to the store, and nobody knows yet whether the store has it.
     pub(crate) may_be_recorded: Cell<bool>,
     /// It is being asked whether it is still suspect.
     pub(crate) is_probed: Cell<bool>,

@@ -168,7 +168,10 @@ impl<P: Parts> Inner<P> {
         if self.apply(NexusEvent::LostAll) {
             tracing::error!(nexus.id = %self.uuid, "no member is left to serve: I/O is held");
         }
-        if self.children.borrow().iter().any(|child| child.may_be_recorded.get()) {
+        let may_be_member = |child: &Rc<Child<P::Device>>| {
+            child.may_be_recorded.get() && !members.iter().any(|member| Rc::ptr_eq(member, child))
+        };
+        if self.children.borrow().iter().any(may_be_member) {
             // The store may call a destination healthy by now, and that one has every acknowledged write: what the
             // others lost is not to be taken for all there is (SAFETY D3).
             tracing::warn!(nexus.id = %self.uuid, "waiting for the store to tell whether a destination is a member");

@@ -284,7 +284,14 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
         let changes: Vec<_> = batch.iter().map(|request| request.change).collect();
         let (value, answers) = plan(&nexus.record.borrow().value, &changes, nexus.is_confirmed());
         if value != nexus.record.borrow().value {
+            let admitted: Vec<_> = nexus
+                .in_state(|_| true)
+                .into_iter()
+                .filter(|child| value.is_healthy(child.replica))
+                .collect();
+            admitted.iter().for_each(|child| child.may_be_recorded.set(true));
             persist(nexus, value).await;
+            admitted.iter().for_each(|child| child.may_be_recorded.set(false));
         }
         for (request, answer) in batch.into_iter().zip(answers) {
             match answer {

@@ -249,9 +249,6 @@ async fn join_and_record<P: Parts>(copier: &Copier<P>, counter: Option<u64>) -> 
             .on_destination("join", move |device| async move { device.join(volume, epoch, true).await })
             .await?;
     }
-    child.may_be_recorded.set(true);
-    let recorded = retire::change(nexus, Change::Healthy(child.replica)).await;
-    child.may_be_recorded.set(false);
-    recorded.map_err(refused)?;
+    retire::change(nexus, Change::Healthy(child.replica)).await.map_err(refused)?;
     Ok(())
 }

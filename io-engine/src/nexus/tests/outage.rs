@@ -284,3 +284,33 @@ fn d13_a_member_that_failed_once_is_asked_again_when_nobody_else_serves() {
         assert!(world.is_healthy(0) && !world.is_healthy(1));
     });
 }
+
+/// The destination that the store calls healthy is lost as well, before the other member could join the new epoch: then
+/// all members lost power, and are waited for and made equal like after any such loss.
+#[test]
+fn d13_members_that_all_lost_power_serve_again_though_one_was_just_recorded() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0, 1]).await;
+        world.replicas[1].set_reach(Reach::Refused);
+        put(&nexus, 0, 1).await;
+        nexus.flush().await.unwrap();
+        world.replicas[1].set_reach(Reach::Up);
+        world.store.set_fault(StoreFault::ReplyLost);
+        nexus.online_child(&world.replicas[1].uri()).await.unwrap();
+        until("the store calls it healthy", || world.is_healthy(1)).await;
+        world.replicas.iter().for_each(|replica| replica.set_reach(Reach::Refused));
+        let (write, read) = (put_later(&nexus, 128, 3), get_later(&nexus, 0));
+        seconds(10).await;
+        world.store.set_fault(StoreFault::None);
+        seconds(10).await;
+        assert!(!write.is_finished() && !read.is_finished());
+        for replica in &world.replicas {
+            replica.lose_power(Survival::Nothing);
+            replica.set_reach(Reach::Up);
+        }
+        until("the write goes on", || write.is_finished()).await;
+        write.await.unwrap().unwrap();
+        assert_eq!(read.await.unwrap(), 1);
+    });
+}
