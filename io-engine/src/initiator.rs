@@ -20,6 +20,7 @@
 //!
 //! Deliberately absent: several I/O queues, asynchronous events (a resize is told by the control plane).
 
+mod absent;
 mod connect;
 mod keep_alive;
 pub(crate) mod queue;
@@ -48,7 +49,7 @@ use uuid::Uuid;
 use crate::block::{
     BlockDevice, BlockError, Blocks, ErrorKind, Geometry, Lba, LbaRange, WriteOptions, to_usize,
 };
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::target::status;
 use connect::{Association, ConnectError, establish};
 use queue::{Data, Finished};
@@ -407,6 +408,33 @@ impl Member for RemoteDevice {
             BlockError::new(ErrorKind::Internal, format!("{}: answer cannot be read", self.remote.uri))
         })?;
         Ok((answer.runs, answer.complete_to))
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        self.note_absent_there(member, left_at, regions, more_follow).await
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        self.absent_there().await
+    }
+
+    async fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Result<Option<Missed>, BlockError> {
+        self.missed_there(member, first_region, regions_max).await
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        self.forget_absent_there(member).await
     }
 }
 

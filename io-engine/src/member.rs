@@ -12,6 +12,9 @@
 //! [`ErrorKind::Unsupported`]: crate::block::ErrorKind::Unsupported
 
 pub use nvme::command::reservation::ReservationType;
+#[cfg(test)]
+pub(crate) mod notes;
+
 use uuid::Uuid;
 
 use crate::block::BlockError;
@@ -50,6 +53,27 @@ pub struct MemberReport {
     pub open_regions: Vec<u64>,
 }
 
+/// What a replica noted of a member that is not there: it keeps a map of what that member misses (SAFETY D2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Absence {
+    /// Who is not there.
+    pub member: Uuid,
+    /// The membership it last took part in. The map speaks of a replica at exactly this epoch: of any other nobody
+    /// knows what it lacks (SAFETY D4).
+    pub left_at: Epoch,
+}
+
+/// A part of what an absent member misses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// See [`Absence::left_at`].
+    pub left_at: Epoch,
+    /// The regions, ascending, by index.
+    pub regions: Vec<u64>,
+    /// More follow behind the last of them.
+    pub has_more: bool,
+}
+
 /// Membership calls of a replica, local or remote. All of them are durable when they return.
 pub trait Member {
     /// The replica's account of itself.
@@ -77,6 +101,38 @@ pub trait Member {
         within: std::ops::Range<u64>,
         runs_max: usize,
     ) -> impl Future<Output = Result<(Vec<(u64, u64)>, u64), BlockError>>;
+
+    /// Notes that `member`, last in the membership `left_at`, misses from now on what changes here: every region that
+    /// is open now, `regions`, and every region that is opened later. A note of the same epoch goes on and keeps what
+    /// it has; one of another epoch is begun anew. With `more_follow` the note does not count before a last part has
+    /// come. [`ErrorKind::CapacityExceeded`] where no more absent members can be kept.
+    ///
+    /// The caller says this only while everything that may differ from `member` is open here or in `regions`.
+    ///
+    /// [`ErrorKind::CapacityExceeded`]: crate::block::ErrorKind::CapacityExceeded
+    fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Whom the replica noted as absent.
+    fn absent(&self) -> impl Future<Output = Result<Vec<Absence>, BlockError>>;
+
+    /// What an absent member misses, from `first_region` on, at most `regions_max` regions; `None` where the replica
+    /// has no note of it.
+    fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> impl Future<Output = Result<Option<Missed>, BlockError>>;
+
+    /// Forgets an absent member: it has caught up and that is recorded, or it is given up. One that was not noted is
+    /// no error.
+    fn forget_absent(&self, member: Uuid) -> impl Future<Output = Result<(), BlockError>>;
 }
 
 /// Who has registered with a replica, and who may use it: NVMe's Reservation Report.

@@ -9,14 +9,13 @@
 //!
 //! Requests that change something run in tasks of their own: a caller who goes away leaves them to end properly.
 
+mod absence;
 mod gate;
 mod io;
 #[cfg(test)]
 mod layers;
 mod membership;
 mod regions;
-
-pub use self::membership::Missed;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -37,6 +36,9 @@ pub const TEXT_BYTES_MAX: usize = 255;
 pub const ALLOWED_HOSTS_MAX: usize = 32;
 /// Members of one membership.
 pub const MEMBERS_MAX: usize = 64;
+/// Absent members that one replica keeps maps of; whoever comes on top is copied whole. As many as a nexus can have
+/// children beside it.
+pub const ABSENT_MAX: usize = 15;
 /// Largest attribute in bytes.
 pub const ATTRIBUTE_BYTES_MAX: usize = 8 << 10;
 

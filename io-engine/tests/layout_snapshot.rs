@@ -63,7 +63,7 @@ fn checkpoint_bytes() -> Vec<u8> {
         thin.set_share(true, vec!["nqn.a:b".into()]).await.expect("a healthy disk");
         let since = Epoch { counter: 2, raised_by: Uuid::from_u128(9) };
         thin.join(Uuid::from_u128(8), since, true).await.expect("a first membership");
-        thin.note_missed(Uuid::from_u128(10), since, &[5]).await.expect("a healthy disk");
+        thin.note_absent(Uuid::from_u128(10), since, &[5], false).await.expect("a healthy disk");
         thin.set_attribute(1, Uuid::nil(), Some(vec![1, 2, 3])).await.expect("a healthy disk");
         pool.checkpoint().await.expect("a healthy disk");
         let found = io_engine::pool::UnverifiedPool::read(base(&device)).await.expect("a pool");

@@ -392,7 +392,7 @@ fn a_row_is_not_changed_while_its_replica_is_destroyed() {
             let changes = futures::future::join4(
                 replica.set_share(true, Vec::new()),
                 replica.set_attribute(1, Uuid::nil(), Some(vec![1])),
-                replica.note_missed(other, Epoch::default(), &[1]),
+                replica.note_absent(other, Epoch { counter: 1, raised_by: other }, &[1], false),
                 replica.join(other, Epoch { counter: 1, raised_by: other }, false),
             );
             let (_, destroyed) = futures::join!(changes, pool.destroy_replica(uuid));
@@ -429,32 +429,6 @@ fn d4_the_epoch_of_a_replica_only_rises() {
         assert!(replica.report().await.unwrap().lost_power);
         replica.join(volume, third, true).await.unwrap();
         assert!(!replica.report().await.unwrap().lost_power);
-    });
-}
-
-#[test]
-fn d2_what_an_absent_member_missed_is_kept_until_it_has_caught_up() {
-    run(1, async {
-        let device = memory(32 * MIB);
-        let pool = create(&device).await;
-        let replica = add(&pool, 1, 4 * MIB, true).await;
-        let (absent, since) = (Uuid::from_u128(77), Epoch { counter: 3, raised_by: Uuid::from_u128(78) });
-        replica.note_missed(absent, since, &[1, 2, 9]).await.unwrap();
-        replica.note_missed(absent, since, &[2, 3]).await.unwrap();
-        let error = replica.note_missed(absent, since, &[64]).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Invalid);
-        let expected = replica.missed();
-        assert_eq!((expected[&absent].since, &expected[&absent].regions[..]), (since, &[1, 2, 3, 9][..]));
-        // Durable at once, and folded into checkpoints.
-        let image = device.crash_image(io_engine::block::memory::Survival::Nothing);
-        let pool = import(&image, rebooted()).await.unwrap();
-        assert_eq!(get(&pool, 1).missed(), expected);
-        pool.export().await.unwrap();
-        let pool = import(&image, host()).await.unwrap();
-        assert_eq!(get(&pool, 1).missed(), expected);
-        get(&pool, 1).forget_missed(absent).await.unwrap();
-        let image = image.crash_image(io_engine::block::memory::Survival::Nothing);
-        assert!(get(&import(&image, rebooted()).await.unwrap(), 1).missed().is_empty());
     });
 }
 

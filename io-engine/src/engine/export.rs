@@ -6,7 +6,7 @@ use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOptions};
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::nexus::EngineNexus;
 use crate::replica::Replica;
 use crate::target::Plain;
@@ -74,5 +74,32 @@ impl Member for EngineExport {
         runs_max: usize,
     ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
         on_export!(self, export => export.allocated(within, runs_max).await)
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        on_export!(self, export => export.note_absent(member, left_at, regions, more_follow).await)
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        on_export!(self, export => export.absent().await)
+    }
+
+    async fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Result<Option<Missed>, BlockError> {
+        on_export!(self, export => export.missed(member, first_region, regions_max).await)
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        on_export!(self, export => export.forget_absent(member).await)
     }
 }

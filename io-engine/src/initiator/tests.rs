@@ -13,7 +13,7 @@ use crate::block::fault::{Effect, Fault, FaultOp};
 use crate::block::{
     BaseDevice, BlockDevice, Blocks, ErrorKind, Lba, LbaRange, MemoryDevice, WriteOptions, suite,
 };
-use crate::member::{Epoch, Member};
+use crate::member::{Absence, Epoch, Member, Missed};
 use crate::target::testing::{
     FakeReplica, VOLUME, everywhere, nqn, only, simulated, subsystem, target, until,
 };
@@ -106,6 +106,44 @@ fn membership_calls_reach_the_replica_and_its_answers_come_back() {
     });
 }
 
+#[test]
+fn notes_of_absent_members_reach_the_replica_and_come_back() {
+    everywhere(async |address| {
+        let target = target(address).await;
+        let replica = FakeReplica::new();
+        replica.report.borrow_mut().open_regions = vec![1];
+        target.add(subsystem("r", &replica)).expect("new");
+        let device = connect(target.address()).await;
+
+        let (member, other) = (Uuid::from_u128(0xB), Uuid::from_u128(0xC));
+        let left_at = Epoch { counter: 7, raised_by: Uuid::from_u128(42) };
+        assert_eq!(device.absent().await.expect("answered"), []);
+        assert_eq!(device.missed(member, 0, 9).await.expect("answered"), None);
+        // More than one command holds, and more than one answer.
+        let regions: Vec<u64> = (1..20_000).map(|index| index * 3).collect();
+        device.note_absent(member, left_at, &regions, false).await.expect("noted");
+        device.note_absent(other, left_at, &[5], true).await.expect("begun");
+        assert_eq!(device.absent().await.expect("answered"), [Absence { member, left_at }]);
+        device.note_absent(other, left_at, &[], false).await.expect("noted");
+        let missed = device.missed(other, 2, 9).await.expect("answered").expect("noted");
+        assert_eq!(missed, Missed { left_at, regions: vec![5], has_more: false });
+        let (mut all, mut from) = (Vec::<u64>::new(), 0);
+        loop {
+            let part = device.missed(member, from, usize::MAX).await.expect("answered").expect("noted");
+            assert_eq!(part.left_at, left_at);
+            all.extend(&part.regions);
+            match part.regions.last() {
+                Some(last) if part.has_more => from = last + 1,
+                _ => break,
+            }
+        }
+        let expected: Vec<u64> = std::iter::once(1).chain(regions).collect();
+        assert!(all == expected, "{} of {} regions", all.len(), expected.len());
+        device.forget_absent(member).await.expect("forgotten");
+        assert_eq!(device.absent().await.expect("answered"), [Absence { member: other, left_at }]);
+    });
+}
+
 /// What is rebuilt whole, and says so.
 #[test]
 fn a_target_without_membership_is_used_and_answers_unsupported() {
@@ -131,6 +169,8 @@ fn a_target_without_membership_is_used_and_answers_unsupported() {
         suite::check(&device).await;
         for answer in [
             device.report().await.map(drop),
+            device.absent().await.map(drop),
+            device.note_absent(VOLUME, Epoch::default(), &[], false).await,
             device.join(VOLUME, Epoch::default(), false).await,
             device.close_regions(&[1]).await,
             device.allocated(0..4096, 10).await.map(drop),

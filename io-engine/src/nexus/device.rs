@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
 use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice};
-use crate::member::{Epoch, Member, MemberReport, ReservationReport, ReservationType, Reserve};
+use crate::member::{
+    Absence, Epoch, Member, MemberReport, Missed, ReservationReport, ReservationType, Reserve,
+};
 use crate::nexus::child::{Device, Parts};
 use crate::record::Store;
 use crate::replica::Replica;
@@ -98,6 +100,49 @@ impl Member for ChildDevice {
         match self {
             Self::Replica(replica) => replica.allocated(within, runs_max).await,
             Self::Remote(remote) => remote.allocated(within, runs_max).await,
+            Self::Base(_) => Err(no_member()),
+        }
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.note_absent(member, left_at, regions, more_follow).await,
+            Self::Remote(remote) => remote.note_absent(member, left_at, regions, more_follow).await,
+            Self::Base(_) => Err(no_member()),
+        }
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        match self {
+            Self::Replica(replica) => replica.absent().await,
+            Self::Remote(remote) => remote.absent().await,
+            Self::Base(_) => Err(no_member()),
+        }
+    }
+
+    async fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Result<Option<Missed>, BlockError> {
+        match self {
+            Self::Replica(replica) => replica.missed(member, first_region, regions_max).await,
+            Self::Remote(remote) => remote.missed(member, first_region, regions_max).await,
+            Self::Base(_) => Err(no_member()),
+        }
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.forget_absent(member).await,
+            Self::Remote(remote) => remote.forget_absent(member).await,
             Self::Base(_) => Err(no_member()),
         }
     }

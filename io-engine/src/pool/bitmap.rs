@@ -104,9 +104,18 @@ impl Bitmap {
         None
     }
 
+    /// True where every bit set here is set in `other`, a map of the same length.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.len == other.len && self.words.iter().zip(&other.words).all(|(mine, theirs)| mine & !theirs == 0)
+    }
+
     /// The runs of set bits, ascending.
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        let mut from = 0;
+        self.runs_from(0)
+    }
+
+    /// The runs of set bits from `from` on, ascending.
+    pub fn runs_from(&self, mut from: u64) -> impl Iterator<Item = Range<u64>> + '_ {
         std::iter::from_fn(move || {
             let start = self.find(from, true)?;
             from = self.find(start, false).unwrap_or(self.len);

@@ -51,6 +51,11 @@ pub(super) fn violations(state: &State) -> Vec<String> {
             }
             Some(_) => {}
         }
+        for (member, missed) in &replica.missed {
+            if !replica.open.is_within(&missed.regions) {
+                found.push(format!("replica {uuid} has regions open that the absent {member} does not miss"));
+            }
+        }
         if let Some(other) = heads.insert(replica.row.layer, *uuid) {
             found.push(format!("replicas {other} and {uuid} write to one layer"));
         }

@@ -399,10 +399,11 @@ pub(super) async fn load(
         let Some(replica) = state.replicas.get_mut(&uuid) else { continue };
         tracing::warn!(replica.uuid = %uuid, ?subject, "region map damaged, all regions count");
         let all = Bitmap::full(replica.open.len());
-        match subject {
-            Subject::Regions(_) => replica.open = all,
-            _ => replica.missed.values_mut().for_each(|missed| missed.regions = all.clone()),
+        if let Subject::Regions(_) = subject {
+            replica.open = all.clone();
         }
+        // An open region is not noted again when it is written: absent members miss all that may be open.
+        replica.missed.values_mut().for_each(|missed| missed.regions = all.clone());
     }
     Ok(state)
 }

@@ -1,6 +1,5 @@
 //! What replicas ask of the tables.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use uuid::Uuid;
@@ -12,7 +11,8 @@ use super::error::{Kind, PoolError};
 use super::layout::PAGE_BYTES;
 use super::record::{AttributeKey, LayerId, ReplicaRow, Run};
 use super::state::{MISSED_MAPS_KEPT_BACK, Place, map_room};
-use crate::replica::Missed;
+use crate::member::{Absence, Epoch, Missed};
+use crate::replica::ABSENT_MAX;
 
 impl Core {
     /// Keeps extents that are looked up from now on from being given to others.
@@ -49,14 +49,44 @@ impl Core {
             .map_or_else(|| Bitmap::new(0), |replica| replica.open.clone())
     }
 
-    /// What was noted of absent members.
-    pub(crate) fn missed(&self, replica: Uuid) -> BTreeMap<Uuid, Missed> {
+    /// Whom a replica noted as absent.
+    pub(crate) fn absent(&self, replica: Uuid) -> Vec<Absence> {
         let state = self.state.borrow();
         let missed = state.replicas.get(&replica).map(|replica| &replica.missed);
-        let missed = missed.into_iter().flatten().map(|(member, missed)| {
-            (*member, Missed { since: missed.since, regions: missed.regions.runs().flatten().collect() })
-        });
-        missed.collect()
+        let missed = missed.into_iter().flatten();
+        missed.map(|(member, missed)| Absence { member: *member, left_at: missed.since }).collect()
+    }
+
+    /// The epoch noted for an absent member.
+    pub(crate) fn left_at(&self, replica: Uuid, member: Uuid) -> Option<Epoch> {
+        Some(self.state.borrow().replicas.get(&replica)?.missed.get(&member)?.since)
+    }
+
+    /// A part of what an absent member misses.
+    pub(crate) fn missed(
+        &self,
+        replica: Uuid,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Option<Missed> {
+        let state = self.state.borrow();
+        let missed = state.replicas.get(&replica)?.missed.get(&member)?;
+        let mut regions = missed.regions.runs_from(first_region).flatten();
+        let listed = regions.by_ref().take(regions_max).collect();
+        let has_more = regions.next().is_some();
+        Some(Missed { left_at: missed.since, regions: listed, has_more })
+    }
+
+    /// Those of some regions that are not on a member's map yet.
+    pub(crate) fn not_missed_yet(&self, replica: Uuid, member: Uuid, regions: Vec<Run>) -> Vec<Run> {
+        let state = self.state.borrow();
+        let Some(missed) = state.replicas.get(&replica).and_then(|replica| replica.missed.get(&member))
+        else {
+            return regions;
+        };
+        let is_new = |run: &Run| missed.regions.find_in(run.first..run.first + run.count, false).is_some();
+        regions.into_iter().filter(is_new).collect()
     }
 
     /// Refuses a note for a replica that is gone, of regions that are not there, or without room.
@@ -72,6 +102,10 @@ impl Core {
         }
         if found.missed.contains_key(&member) || found.missed.len() < MISSED_MAPS_KEPT_BACK {
             return Ok(());
+        }
+        if found.missed.len() >= ABSENT_MAX {
+            let what = format!("replica {replica} keeps maps of {ABSENT_MAX} absent members, and no more");
+            return Err(PoolError::new(Kind::NoSpace, what));
         }
         let room = map_room(&found.row);
         drop(state);

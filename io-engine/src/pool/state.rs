@@ -57,7 +57,7 @@ pub(super) struct Replica {
     pub(super) missed: BTreeMap<Uuid, Missed>,
 }
 
-/// What a member missed since it was last there.
+/// What a member missed since it was last there. Every open region is in it, and stays when it is closed.
 #[derive(Clone, Debug)]
 pub(super) struct Missed {
     pub(super) since: Epoch,
@@ -175,7 +175,13 @@ impl State {
                 self.hold(*layer, Run { first: *first, count: checksums.len() as u64 })?;
             }
             Change::BlocksCleared { layer, blocks } => self.clear(*layer, *blocks)?,
-            Change::RegionsOpened { replica, regions } => self.mark_regions(*replica, regions, true)?,
+            Change::RegionsOpened { replica, regions } => {
+                self.mark_regions(*replica, regions, true)?;
+                // Whoever is absent misses what is written there: one record says both (SAFETY D2).
+                for missed in self.replica_mut(*replica)?.missed.values_mut() {
+                    set_runs(&mut missed.regions, regions, true)?;
+                }
+            }
             Change::RegionsClosed { replica, regions } => self.mark_regions(*replica, regions, false)?,
             Change::AttributePut { key, value } => {
                 self.attributes.insert(*key, value.clone());
@@ -211,8 +217,10 @@ impl State {
             }
             Change::MissedPut { replica, member, since } => {
                 let replica = self.replica_mut(*replica)?;
-                let regions = Bitmap::new(replica.open.len());
-                let missed = replica.missed.entry(*member).or_insert(Missed { since: *since, regions });
+                // What is open may differ from the member already.
+                let regions = &replica.open;
+                let missed = replica.missed.entry(*member);
+                let missed = missed.or_insert_with(|| Missed { since: *since, regions: regions.clone() });
                 missed.since = *since;
             }
             Change::RegionsMissed { replica, member, regions } => {

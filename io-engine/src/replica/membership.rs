@@ -1,6 +1,5 @@
 //! A replica as a member of a volume: see [`crate::member`].
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -8,13 +7,9 @@ use uuid::Uuid;
 
 use super::Replica;
 use crate::block::{BlockError, ErrorKind};
-use crate::member::{Epoch, Member, MemberReport};
-use crate::pool::core::{detached, detached_call};
-use crate::pool::record::{Change, Run};
+use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
+use crate::pool::core::detached;
 use crate::pool::{Kind, PoolError};
-
-/// Runs of regions in one change: small enough for every journal.
-const RUNS_PER_CHANGE: usize = 256;
 
 /// Why a replica does not join; `None` where it may.
 fn refusal(volume: Uuid, epoch: Epoch, own_volume: Uuid, own: Epoch) -> Option<String> {
@@ -29,61 +24,6 @@ fn refusal(volume: Uuid, epoch: Epoch, own_volume: Uuid, own: Epoch) -> Option<S
             own.counter, own.raised_by, epoch.counter, epoch.raised_by
         )
     })
-}
-
-/// What a replica noted of an absent member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missed {
-    /// The last membership that the member took part in.
-    pub since: Epoch,
-    /// Regions it missed, ascending, by index.
-    pub regions: Vec<u64>,
-}
-
-impl Replica {
-    /// Notes durably that `member`, last there at `since`, misses these regions from now on, beside what it missed
-    /// before (SAFETY D2). Ascending, without repetition.
-    pub async fn note_missed(&self, member: Uuid, since: Epoch, regions: &[u64]) -> Result<(), PoolError> {
-        let mut runs: Vec<Run> = Vec::new();
-        for region in regions {
-            match runs.last_mut() {
-                Some(run) if run.first + run.count == *region => run.count += 1,
-                _ => runs.push(Run { first: *region, count: 1 }),
-            }
-        }
-        let shared = Rc::clone(&self.shared);
-        detached_call(async move {
-            let _turn = shared.row_turn().await?;
-            let replica = shared.uuid;
-            shared.core.check_missed(replica, member, &runs)?;
-            let mut changes = vec![Change::MissedPut { replica, member, since }];
-            for part in runs.chunks(RUNS_PER_CHANGE) {
-                changes.push(Change::RegionsMissed { replica, member, regions: part.to_vec() });
-            }
-            shared.core.commit_all(changes).await?;
-            shared.core.flush_device().await
-        })
-        .await
-    }
-
-    /// What was noted of absent members.
-    pub fn missed(&self) -> BTreeMap<Uuid, Missed> {
-        self.shared.core.missed(self.shared.uuid)
-    }
-
-    /// Forgets durably what a member missed: it has caught up, or is given up.
-    pub async fn forget_missed(&self, member: Uuid) -> Result<(), PoolError> {
-        let shared = Rc::clone(&self.shared);
-        detached_call(async move {
-            let _turn = shared.row_turn().await?;
-            let replica = shared.uuid;
-            if !shared.core.missed(replica).contains_key(&member) {
-                return Ok(());
-            }
-            shared.core.commit_durable(vec![Change::MissedRemoved { replica, member }]).await
-        })
-        .await
-    }
 }
 
 impl Member for Replica {
@@ -152,6 +92,33 @@ impl Member for Replica {
             ));
         }
         Ok(shared.core.allocated(shared.layer, within, runs_max))
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        self.note_absent_now(member, left_at, regions, more_follow).await
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        self.absent_now()
+    }
+
+    async fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Result<Option<Missed>, BlockError> {
+        self.missed_now(member, first_region, regions_max)
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        self.forget_absent_now(member).await
     }
 }
 

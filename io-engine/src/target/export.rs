@@ -10,7 +10,7 @@ use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::replica::Replica;
 
 /// A device that can be a namespace. Clones are handles to the same device.
@@ -66,6 +66,22 @@ impl<D> Member for Plain<D> {
     }
 
     async fn allocated(&self, _: Range<u64>, _: usize) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
+        Err(no_member())
+    }
+
+    async fn note_absent(&self, _: Uuid, _: Epoch, _: &[u64], _: bool) -> Result<(), BlockError> {
+        Err(no_member())
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        Err(no_member())
+    }
+
+    async fn missed(&self, _: Uuid, _: u64, _: usize) -> Result<Option<Missed>, BlockError> {
+        Err(no_member())
+    }
+
+    async fn forget_absent(&self, _: Uuid) -> Result<(), BlockError> {
         Err(no_member())
     }
 }
@@ -133,5 +149,32 @@ impl Member for Exported {
         runs_max: usize,
     ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
         on_export!(self, export => export.allocated(within, runs_max).await)
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        on_export!(self, export => export.note_absent(member, left_at, regions, more_follow).await)
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        on_export!(self, export => export.absent().await)
+    }
+
+    async fn missed(
+        &self,
+        member: Uuid,
+        first_region: u64,
+        regions_max: usize,
+    ) -> Result<Option<Missed>, BlockError> {
+        on_export!(self, export => export.missed(member, first_region, regions_max).await)
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        on_export!(self, export => export.forget_absent(member).await)
     }
 }

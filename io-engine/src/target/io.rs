@@ -1,7 +1,10 @@
 //! NVM and vendor commands of an I/O queue: checked and planned before their data moves, then executed on the export.
 
 use nvme::command::nvm::{self, BlockRange, NvmCommand};
-use nvme::command::vendor::{self, AllocatedData, JoinData, ReportData, VendorCommand};
+use nvme::command::vendor::{
+    self, AbsentData, AbsentEntry, AllocatedData, JoinData, MissedData, NoteAbsentData, ReportData,
+    VendorCommand,
+};
 use nvme::session::target::Transfer;
 use nvme::{Nsid, Status, SubmissionEntry};
 use runtime::{IoBuf, IoBytes};
@@ -10,7 +13,7 @@ use uuid::Uuid;
 use super::export::Export;
 use super::status::{Answer, answer};
 use crate::block::{BlockError, Blocks, Geometry, Lba, LbaRange, WriteOptions, to_usize};
-use crate::member::{Epoch, MemberReport};
+use crate::member::{Absence, Epoch, MemberReport, Missed};
 
 /// The one namespace of a subsystem.
 pub(super) const NSID: Nsid = Nsid(1);
@@ -225,6 +228,41 @@ async fn vendor<E: Export>(export: &E, command: VendorCommand, data: &[u8], len:
                 Err(error) => Err(error),
             }
         }
+        VendorCommand::NoteAbsent => match NoteAbsentData::decode(data) {
+            Ok(note) => {
+                let raised_by = Uuid::from_bytes(note.left_at_raised_by);
+                let left_at = Epoch { counter: note.left_at_counter, raised_by };
+                let member = Uuid::from_bytes(note.member);
+                export.note_absent(member, left_at, &note.regions, note.more_follow).await
+            }
+            Err(status) => return Outcome::Failed(status),
+        },
+        VendorCommand::ForgetAbsent { member } => export.forget_absent(Uuid::from_bytes(member)).await,
+        VendorCommand::Missed { member, first_region } => {
+            let regions_max = MissedData::regions_max(room);
+            if regions_max == 0 {
+                return Outcome::Failed(Status::SGL_LENGTH_INVALID.with_dnr());
+            }
+            match export.missed(Uuid::from_bytes(member), first_region, regions_max).await {
+                Ok(missed) => {
+                    let mut buf = IoBuf::zeroed(room);
+                    missed_data(missed).encode(&mut buf);
+                    return Outcome::Data(buf.freeze());
+                }
+                Err(error) => Err(error),
+            }
+        }
+        VendorCommand::Absent => match export.absent().await {
+            Ok(absent)
+                if room >= vendor::ABSENT_HEADER_BYTES && absent.len() <= AbsentData::members_max(room) =>
+            {
+                let mut buf = IoBuf::zeroed(room);
+                absent_data(&absent).encode(&mut buf);
+                return Outcome::Data(buf.freeze());
+            }
+            Ok(_) => return Outcome::Failed(Status::SGL_LENGTH_INVALID.with_dnr()),
+            Err(error) => Err(error),
+        },
     };
     match done {
         Ok(()) => Outcome::Done,
@@ -248,6 +286,25 @@ fn report_data(report: MemberReport, first_region: u64, regions_max: usize) -> R
         open_regions,
         has_more: regions.next().is_some(),
     }
+}
+
+fn missed_data(missed: Option<Missed>) -> MissedData {
+    missed.map_or_else(MissedData::default, |missed| MissedData {
+        is_noted: true,
+        left_at_counter: missed.left_at.counter,
+        left_at_raised_by: missed.left_at.raised_by.into_bytes(),
+        regions: missed.regions,
+        has_more: missed.has_more,
+    })
+}
+
+fn absent_data(absent: &[Absence]) -> AbsentData {
+    let members = absent.iter().map(|absence| AbsentEntry {
+        member: absence.member.into_bytes(),
+        left_at_counter: absence.left_at.counter,
+        left_at_raised_by: absence.left_at.raised_by.into_bytes(),
+    });
+    AbsentData { members: members.collect() }
 }
 
 #[cfg(test)]

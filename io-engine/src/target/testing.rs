@@ -22,7 +22,8 @@ use crate::block::fault::{Faults, FaultyDevice};
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, MemoryDevice, WriteOptions};
 use crate::initiator::host_id;
 use crate::initiator::queue::{Data, Queue};
-use crate::member::{Epoch, Member, MemberReport};
+use crate::member::notes::Notes;
+use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 
 pub(crate) const VOLUME: Uuid = Uuid::from_u128(0x7f1c_0f3e_3c4b_4b7e_9a51_6d2f_00c0_ffee);
 pub(crate) const DEVICE_BYTES: u64 = 4 << 20;
@@ -37,6 +38,7 @@ pub(crate) struct FakeReplica {
     pub(crate) disk: FaultyDevice<MemoryDevice>,
     pub(crate) report: Rc<RefCell<MemberReport>>,
     pub(crate) runs: Rc<RefCell<Vec<(u64, u64)>>>,
+    pub(crate) notes: Rc<RefCell<Notes>>,
 }
 
 impl FakeReplica {
@@ -56,6 +58,7 @@ impl FakeReplica {
             disk: FaultyDevice::new(MemoryDevice::of_len(DEVICE_BYTES, 512)),
             report: Rc::new(RefCell::new(report)),
             runs: Rc::default(),
+            notes: Rc::default(),
         }
     }
 
@@ -122,6 +125,31 @@ impl Member for FakeReplica {
         let listed: Vec<_> = inside.by_ref().take(runs_max).collect();
         let complete_to = inside.next().map_or(within.end, |(at, _)| at);
         Ok((listed, complete_to))
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        let open = self.report.borrow().open_regions.iter().copied().collect();
+        self.notes.borrow_mut().note(member, left_at, regions, more_follow, &open);
+        Ok(())
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        Ok(self.notes.borrow().absent())
+    }
+
+    async fn missed(&self, member: Uuid, first: u64, most: usize) -> Result<Option<Missed>, BlockError> {
+        Ok(self.notes.borrow().missed(member, first, most))
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        self.notes.borrow_mut().forget(member);
+        Ok(())
     }
 }
 

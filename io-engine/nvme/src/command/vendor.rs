@@ -4,6 +4,13 @@
 //! as everywhere). Described byte by byte in `io-engine/ARCHITECTURE.md`, section "Vendor commands"; the tests here
 //! freeze that layout. A target that does not know them answers Invalid Command Opcode.
 
+mod absent;
+
+pub use absent::{
+    ABSENT_ENTRY_BYTES, ABSENT_HEADER_BYTES, AbsentData, AbsentEntry, MISSED_HEADER_BYTES, MissedData,
+    NOTE_ABSENT_HEADER_BYTES, NoteAbsentData,
+};
+
 use crate::codec::{high_u32, id_at, low_u32, put, put_u32, put_u64, u32_at, u64_at};
 use crate::command::{Nsid, SubmissionEntry};
 use crate::status::Status;
@@ -18,6 +25,14 @@ pub mod opcode {
     pub const CLOSE_REGIONS: u8 = 0xD5;
     /// Report what is allocated.
     pub const ALLOCATED: u8 = 0xD6;
+    /// Note an absent member.
+    pub const NOTE_ABSENT: u8 = 0xD9;
+    /// Report what an absent member missed.
+    pub const MISSED: u8 = 0xDA;
+    /// Forget an absent member.
+    pub const FORGET_ABSENT: u8 = 0xDC;
+    /// List the absent members.
+    pub const ABSENT: u8 = 0xDE;
 }
 
 /// Bytes of Join's data.
@@ -58,6 +73,35 @@ pub enum VendorCommand {
         /// Length in bytes.
         len: u64,
     },
+    /// Data: [`NoteAbsentData`], to the controller.
+    NoteAbsent,
+    /// Data: [`MissedData`], to the host.
+    Missed {
+        /// The absent member.
+        member: [u8; 16],
+        /// Lists regions from this index on.
+        first_region: u64,
+    },
+    /// No data.
+    ForgetAbsent {
+        /// The absent member.
+        member: [u8; 16],
+    },
+    /// Data: [`AbsentData`], to the host.
+    Absent,
+}
+
+/// An identifier in dwords 12 to 15: its bytes as they stand.
+fn id_of(entry: &SubmissionEntry) -> [u8; 16] {
+    let mut id = [0; 16];
+    for (bytes, dword) in id.chunks_exact_mut(4).zip(&entry.cdw10_15[2..]) {
+        bytes.copy_from_slice(&dword.to_le_bytes());
+    }
+    id
+}
+
+fn with_id(first: u64, id: [u8; 16]) -> [u32; 6] {
+    [low_u32(first), high_u32(first), u32_at(&id, 0), u32_at(&id, 4), u32_at(&id, 8), u32_at(&id, 12)]
 }
 
 impl VendorCommand {
@@ -68,6 +112,10 @@ impl VendorCommand {
             opcode::REPORT => Self::Report { first_region: entry.cdw10_11() },
             opcode::CLOSE_REGIONS => Self::CloseRegions { count: entry.cdw10_15[0] },
             opcode::ALLOCATED => Self::Allocated { offset: entry.cdw10_11(), len: entry.cdw12_13() },
+            opcode::NOTE_ABSENT => Self::NoteAbsent,
+            opcode::MISSED => Self::Missed { member: id_of(entry), first_region: entry.cdw10_11() },
+            opcode::FORGET_ABSENT => Self::ForgetAbsent { member: id_of(entry) },
+            opcode::ABSENT => Self::Absent,
             _ => return None,
         })
     }
@@ -83,6 +131,10 @@ impl VendorCommand {
             Self::Allocated { offset, len } => {
                 (opcode::ALLOCATED, [low_u32(offset), high_u32(offset), low_u32(len), high_u32(len), 0, 0])
             }
+            Self::NoteAbsent => (opcode::NOTE_ABSENT, [0; 6]),
+            Self::Missed { member, first_region } => (opcode::MISSED, with_id(first_region, member)),
+            Self::ForgetAbsent { member } => (opcode::FORGET_ABSENT, with_id(0, member)),
+            Self::Absent => (opcode::ABSENT, [0; 6]),
         };
         SubmissionEntry::new(opcode, nsid, cdw10_15)
     }
@@ -290,10 +342,24 @@ mod tests {
             VendorCommand::Report { first_region: 1 << 40 },
             VendorCommand::CloseRegions { count: 9 },
             VendorCommand::Allocated { offset: 1 << 33, len: 1 << 34 },
+            VendorCommand::NoteAbsent,
+            VendorCommand::Missed { member: [7; 16], first_region: 1 << 40 },
+            VendorCommand::ForgetAbsent { member: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16] },
+            VendorCommand::Absent,
         ] {
             let entry = SubmissionEntry::decode(&command.encode(Nsid(1)).encode());
             assert_eq!(VendorCommand::decode(&entry), Some(command));
         }
+    }
+
+    /// The dwords of commands that name a member: bytes 40 on of the entry.
+    #[test]
+    fn the_place_of_a_member_in_a_command_is_frozen() {
+        let member = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+        let bytes = VendorCommand::Missed { member, first_region: 0x21 }.encode(Nsid(1)).encode();
+        assert_eq!(bytes[0], 0xDA);
+        assert_eq!(bytes[40..48], [0x21, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[48..64], member);
     }
 
     #[test]

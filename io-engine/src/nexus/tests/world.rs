@@ -18,7 +18,10 @@ use uuid::Uuid;
 use crate::block::fault::{Faults, FaultyDevice};
 use crate::block::memory::Survival;
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, MemoryDevice, WriteOptions};
-use crate::member::{Epoch, Member, MemberReport, ReservationReport, ReservationType, Reserve};
+use crate::member::notes::Notes;
+use crate::member::{
+    Absence, Epoch, Member, MemberReport, Missed, ReservationReport, ReservationType, Reserve,
+};
 use crate::nexus::child::{Device, Parts};
 use crate::nexus::child_state::ChildState;
 use crate::nexus::layout::DATA_OFFSET_BYTES;
@@ -54,6 +57,7 @@ struct Durable {
     lost_power: bool,
     first_opened_by: Uuid,
     allocated: BTreeSet<u64>,
+    notes: Notes,
 }
 
 /// A replica and its engine.
@@ -183,6 +187,7 @@ impl Replica {
         }
         for region in bytes.start / REGION..bytes.end.div_ceil(REGION) {
             durable.open.insert(region);
+            durable.notes.opened(region);
             *self.writes_in_flight.borrow_mut().entry(region).or_default() += 1;
         }
     }
@@ -305,6 +310,18 @@ impl Connection {
             Either::Left(_) => Err(path_lost()),
             Either::Right((result, _)) => result.unwrap_or_else(|_| Err(path_lost())),
         }
+    }
+
+    /// A question about, or a change of, what the replica keeps beside the data.
+    async fn ask<T: 'static>(
+        &self,
+        question: impl FnOnce(&mut Durable) -> T + 'static,
+    ) -> Result<T, BlockError> {
+        if self.replica.is_mute.get() {
+            return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
+        }
+        let replica = Rc::clone(&self.replica);
+        self.send(async move { Ok(question(&mut replica.durable.borrow_mut())) }).await
     }
 
     fn bytes(range: LbaRange) -> Range<u64> {
@@ -439,6 +456,33 @@ impl Member for Connection {
             Ok((runs, within.end))
         })
         .await
+    }
+
+    async fn note_absent(
+        &self,
+        member: Uuid,
+        left_at: Epoch,
+        regions: &[u64],
+        more_follow: bool,
+    ) -> Result<(), BlockError> {
+        let regions = regions.to_vec();
+        self.ask(move |durable| {
+            let open = durable.open.clone();
+            durable.notes.note(member, left_at, &regions, more_follow, &open);
+        })
+        .await
+    }
+
+    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
+        self.ask(|durable| durable.notes.absent()).await
+    }
+
+    async fn missed(&self, member: Uuid, first: u64, most: usize) -> Result<Option<Missed>, BlockError> {
+        self.ask(move |durable| durable.notes.missed(member, first, most)).await
+    }
+
+    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
+        self.ask(move |durable| durable.notes.forget(member)).await
     }
 }
 
