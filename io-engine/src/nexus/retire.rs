@@ -289,9 +289,13 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
                 .into_iter()
                 .filter(|child| value.is_healthy(child.replica))
                 .collect();
-            admitted.iter().for_each(|child| child.may_be_recorded.set(true));
+            for child in &admitted {
+                child.may_be_recorded.set(true);
+            }
             persist(nexus, value).await;
-            admitted.iter().for_each(|child| child.may_be_recorded.set(false));
+            for child in &admitted {
+                child.may_be_recorded.set(false);
+            }
         }
         for (request, answer) in batch.into_iter().zip(answers) {
             match answer {

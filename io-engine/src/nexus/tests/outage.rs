@@ -299,7 +299,9 @@ fn d13_members_that_all_lost_power_serve_again_though_one_was_just_recorded() {
         world.store.set_fault(StoreFault::ReplyLost);
         nexus.online_child(&world.replicas[1].uri()).await.unwrap();
         until("the store calls it healthy", || world.is_healthy(1)).await;
-        world.replicas.iter().for_each(|replica| replica.set_reach(Reach::Refused));
+        for replica in &world.replicas {
+            replica.set_reach(Reach::Refused);
+        }
         let (write, read) = (put_later(&nexus, 128, 3), get_later(&nexus, 0));
         seconds(10).await;
         world.store.set_fault(StoreFault::None);
