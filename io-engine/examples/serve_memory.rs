@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
-use io_engine::block::{BaseDevice, Blocks, Geometry, MemoryDevice};
+use io_engine::block::{BaseDevice, Blocks, Geometry, RamDevice};
 use io_engine::target::{AllowedHosts, Exported, OlderCommands, Plain, Subsystem, Target, TargetOptions};
 use nvme::Nqn;
 use nvme::ana::AnaState;
@@ -38,11 +38,11 @@ fn main() -> anyhow::Result<()> {
     runtime::block_on(async {
         let target = Target::bind(address, TargetOptions::default()).await.context("listen")?;
         let blocks = Blocks((mebibytes << 20) / u64::from(block_bytes));
-        let device = MemoryDevice::volatile(Geometry { block_bytes, blocks });
+        let device = RamDevice::new(Geometry { block_bytes, blocks });
         target.add(Subsystem {
             nqn,
             uuid: uuid.unwrap_or(Uuid::from_u128(0x5e17_e000_0000_4000_8000_0000_0000_0001)),
-            export: Exported::Base(Plain(BaseDevice::Memory(device))),
+            export: Exported::Base(Plain(BaseDevice::Ram(device))),
             allowed_hosts: AllowedHosts::Any,
             cntlids: 1..=0xFFEF,
             ana_state: AnaState::Optimized,

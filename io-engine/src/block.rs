@@ -1,7 +1,7 @@
 //! What every block device of the engine can do.
 //!
 //! ```text
-//!   export (nexus, replica)  ->  child (replica, remote, base)  ->  base (file, memory, null, faulty)
+//!   export (nexus, replica)  ->  child (replica, remote, base)  ->  base (file, ram, null; memory and faulty for tests)
 //! ```
 //!
 //! The stack is acyclic by type and dispatched statically: see [`stack`]. A caller owns a buffer until it hands it to
@@ -20,6 +20,7 @@ pub mod fault;
 pub mod lba;
 pub mod memory;
 pub mod null;
+pub mod ram;
 pub mod range_lock;
 pub mod stack;
 pub mod suite;
@@ -27,6 +28,7 @@ pub mod suite;
 pub use error::{BlockError, ErrorKind};
 pub use lba::{Blocks, Lba, LbaRange, to_usize};
 pub use memory::MemoryDevice;
+pub use ram::RamDevice;
 pub use range_lock::{RangeGuard, RangeLock};
 use runtime::{IoBuf, IoBytes};
 pub use stack::BaseDevice;

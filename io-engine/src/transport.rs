@@ -17,7 +17,7 @@ use runtime::{IoBuf, IoBytes, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// Bytes of the buffer into which headers and short data are received.
-pub(crate) const RECEIVE_BYTES: usize = 64 << 10;
+pub(crate) const RECEIVE_BYTES: usize = 256 << 10;
 /// Data of at least this length is received right into the command's buffer; below, one copy is cheaper than the
 /// extra receive.
 pub(crate) const DIRECT_BYTES_MIN: u32 = 16 << 10;

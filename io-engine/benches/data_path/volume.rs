@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use io_engine::block::{BaseDevice, BlockDevice as _, Blocks, Geometry, Lba, MemoryDevice, WriteOptions};
+use io_engine::block::{BaseDevice, BlockDevice as _, Blocks, Geometry, Lba, RamDevice, WriteOptions};
 use io_engine::device::FileDevice;
 use io_engine::initiator::{InitiatorOptions, NvmfUri, RemoteDevice};
 use io_engine::pool::{ClusterId, Host, Pool, PoolSpec};
@@ -104,7 +104,7 @@ async fn set_up(medium: &Medium) -> anyhow::Result<(Target<Exported>, Pool)> {
     let device = match medium {
         Medium::Memory => {
             let blocks = Blocks(POOL_BYTES / u64::from(BLOCK_BYTES));
-            BaseDevice::Memory(MemoryDevice::volatile(Geometry { block_bytes: BLOCK_BYTES, blocks }))
+            BaseDevice::Ram(RamDevice::new(Geometry { block_bytes: BLOCK_BYTES, blocks }))
         }
         Medium::File(path) => BaseDevice::File(FileDevice::open(path, Some(BLOCK_BYTES)).await?),
     };

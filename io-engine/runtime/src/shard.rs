@@ -23,7 +23,7 @@ use crate::executor::{Executor, Remote, poll_main};
 use crate::timer::Timers;
 
 /// Tasks polled before the ring is looked at again: enough to share its cost, too few to keep completions waiting.
-const TASKS_PER_TURN: usize = 64;
+const TASKS_PER_TURN: usize = 256;
 
 /// How to start a shard.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! A RAM device that knows what a power loss would leave of it.
+//! A RAM device that knows what a power loss would leave of it, for tests; [`RamDevice`](super::RamDevice) is for use.
 //!
 //! Reads see the *live* bytes. What a flush has covered is *durable*; every write since then may survive a power loss
 //! or not, sector by sector, whatever the order they were written in. With a recording ([`MemoryDevice::record`]) the
@@ -105,8 +105,6 @@ struct State {
     /// Events since `durable`; with a recording, all of them.
     events: Vec<Event>,
     recording: bool,
-    /// A RAM disk that nobody will cut the power of: nothing is kept of the past.
-    forgets: bool,
 }
 
 struct Shared {
@@ -150,26 +148,13 @@ impl MemoryDevice {
         Self::from_bytes(geometry, u64::from(sector_bytes), bytes)
     }
 
-    /// A zeroed device for use, not for crash tests: no power can be cut, and nothing is kept but the live bytes.
-    pub fn volatile(geometry: Geometry) -> Self {
-        let device = Self::new(geometry);
-        device.shared.state.borrow_mut().forgets = true;
-        device
-    }
-
     /// A zeroed device of `len_bytes` with this block size.
     pub fn of_len(len_bytes: u64, block_bytes: u32) -> Self {
         Self::new(Geometry { block_bytes, blocks: Blocks(len_bytes / u64::from(block_bytes)) })
     }
 
     fn from_bytes(geometry: Geometry, sector_bytes: u64, bytes: Bytes) -> Self {
-        let state = State {
-            live: bytes.clone(),
-            durable: bytes,
-            events: Vec::new(),
-            recording: false,
-            forgets: false,
-        };
+        let state = State { live: bytes.clone(), durable: bytes, events: Vec::new(), recording: false };
         Self {
             shared: Rc::new(Shared {
                 geometry,
@@ -302,9 +287,6 @@ impl MemoryDevice {
     fn enact(&self, event: Event) {
         let mut state = self.shared.state.borrow_mut();
         apply(&mut state.live, &event);
-        if state.forgets {
-            return;
-        }
         if !state.recording {
             match event {
                 Event::Flush => {
@@ -388,9 +370,8 @@ impl BlockDevice for MemoryDevice {
     async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
         let range = self.geometry().check_bytes(lba, data.len())?;
         self.give_way().await;
-        // Where history is kept, a copy, so that a caller who takes the buffer back for writing does not change it.
-        let forgets = self.shared.state.borrow().forgets;
-        let data = if forgets { data } else { IoBytes::from_slice(&data) };
+        // A copy, so that a caller who takes the buffer back for writing does not change the past.
+        let data = IoBytes::from_slice(&data);
         self.enact(Event::Write { offset: range.start, data, fua: options.fua });
         self.give_way().await;
         Ok(())

@@ -8,6 +8,7 @@ use runtime::{IoBuf, IoBytes};
 use super::fault::FaultyDevice;
 use super::memory::MemoryDevice;
 use super::null::NullDevice;
+use super::ram::RamDevice;
 use super::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOptions};
 use crate::device::FileDevice;
 
@@ -15,6 +16,8 @@ use crate::device::FileDevice;
 #[derive(Clone)]
 pub enum BaseDevice {
     /// Memory; gone with the process.
+    Ram(RamDevice),
+    /// Memory that can lose its power, for tests.
     Memory(MemoryDevice),
     /// Discards.
     Null(NullDevice),
@@ -29,6 +32,7 @@ pub enum BaseDevice {
 macro_rules! on_device {
     ($self:expr, $device:ident => $call:expr) => {
         match $self {
+            BaseDevice::Ram($device) => $call,
             BaseDevice::Memory($device) => $call,
             BaseDevice::Null($device) => $call,
             BaseDevice::File($device) => $call,

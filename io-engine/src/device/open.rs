@@ -5,7 +5,7 @@ use std::io;
 use super::uri::{DeviceUri, Volatile};
 use super::{FileDevice, UriError};
 use crate::block::null::NullDevice;
-use crate::block::{BaseDevice, Blocks, Geometry, MemoryDevice};
+use crate::block::{BaseDevice, Blocks, Geometry, RamDevice};
 
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub async fn open(uri: &DeviceUri) -> Result<BaseDevice, OpenError> {
             Ok(device) => Ok(BaseDevice::File(device)),
             Err(source) => Err(OpenError::Io { uri: uri.clone(), source }),
         },
-        DeviceUri::Malloc(volatile) => Ok(BaseDevice::Memory(MemoryDevice::volatile(geometry(volatile)))),
+        DeviceUri::Malloc(volatile) => Ok(BaseDevice::Ram(RamDevice::new(geometry(volatile)))),
         DeviceUri::Null(volatile) => Ok(BaseDevice::Null(NullDevice::new(geometry(volatile)))),
         DeviceUri::Bdev { .. } | DeviceUri::Nvmf { .. } => Err(OpenError::NotABaseDevice(uri.clone())),
     }
