@@ -252,9 +252,11 @@ pub(crate) async fn registrar<P: Parts>(nexus: Rc<Inner<P>>, requests: mpsc::Rec
 async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Request>) {
     // Changes that are in the record, but not yet on every survivor. Bounded by the queue's senders: each waits.
     let mut recorded = Vec::new();
+    let mut batch = Vec::new();
     loop {
-        let mut batch = Vec::new();
-        if recorded.is_empty() {
+        if !batch.is_empty() {
+            // Left over from the last turn.
+        } else if recorded.is_empty() {
             let Some(first) = requests.recv().await else { return };
             batch.push(first);
         } else {
@@ -269,6 +271,7 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
         while let Ok(request) = requests.try_recv() {
             batch.push(request);
         }
+        let mut later = refuse_without_survivor(nexus, &mut batch, &mut requests).await;
         // A destination that left meanwhile must not be recorded healthy: it lacks writes that were acknowledged.
         batch.retain_mut(|request| {
             let Change::Healthy(replica) = request.change else { return true };
@@ -280,7 +283,6 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
             }
             is_caught_up
         });
-        refuse_without_survivor(nexus, &mut batch).await;
         let changes: Vec<_> = batch.iter().map(|request| request.change).collect();
         let (value, answers) = plan(&nexus.record.borrow().value, &changes, nexus.is_confirmed());
         if value != nexus.record.borrow().value {
@@ -297,7 +299,7 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
                 child.may_be_recorded.set(false);
             }
         }
-        for (request, answer) in batch.into_iter().zip(answers) {
+        for (request, answer) in batch.drain(..).zip(answers) {
             match answer {
                 Ok(()) => recorded.push(request.done),
                 Err(refused) => drop(request.done.send(Err(refused))),
@@ -310,71 +312,102 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
                 let _ = done.send(Ok(Recorded(())));
             }
         }
+        batch.append(&mut later);
     }
 }
 
-/// Takes out of the batch what would leave only survivors that may have less than the child that leaves.
-async fn refuse_without_survivor<P: Parts>(nexus: &Rc<Inner<P>>, batch: &mut Vec<Request>) {
-    let leaving: Vec<Uuid> = batch
-        .iter()
-        .filter_map(|request| match request.change {
-            Change::Unhealthy { replica, .. } => Some(replica),
-            _ => None,
-        })
-        .filter(|replica| nexus.record.borrow().value.is_healthy(*replica))
-        .collect();
-    if leaving.is_empty() || survivor_is_sure(nexus, &leaving).await {
-        return;
-    }
-    let is_refused = |request: &mut Request| matches!(request.change, Change::Unhealthy { replica, .. } if leaving.contains(&replica));
-    for request in batch.extract_if(.., is_refused) {
-        // The one who asked may have been dropped with the nexus's stop.
-        let _ = request.done.send(Err(ChangeRefused::LastHealthy));
+/// What stays of the members when the batch is recorded.
+enum Survivors {
+    /// All that stay have everything durably, or none has to leave.
+    Sure,
+    /// Not yet known; it will be soon.
+    Unsure,
+    /// None is left that can be hoped for.
+    None,
+}
+
+/// Refuses the changes of the batch that would leave only survivors that may have less than the child that leaves.
+/// Returns those that are for the next batch.
+async fn refuse_without_survivor<P: Parts>(
+    nexus: &Rc<Inner<P>>,
+    batch: &mut Vec<Request>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> Vec<Request> {
+    loop {
+        let leaving: Vec<Uuid> = batch
+            .iter()
+            .filter_map(|request| match request.change {
+                Change::Unhealthy { replica, .. } => Some(replica),
+                _ => None,
+            })
+            .filter(|replica| nexus.record.borrow().value.is_healthy(*replica))
+            .collect();
+        if leaving.is_empty() {
+            return Vec::new();
+        }
+        match flush_survivors(nexus, &leaving).await {
+            // Who is admitted now was not flushed with the others.
+            Survivors::Sure => {
+                return batch
+                    .extract_if(.., |request| matches!(request.change, Change::Healthy(_)))
+                    .collect();
+            }
+            Survivors::Unsure => {
+                runtime::sleep(limits::RECONNECT_PAUSE).await;
+                while let Ok(request) = requests.try_recv() {
+                    batch.push(request);
+                }
+            }
+            Survivors::None => {
+                let is_refused = |request: &mut Request| matches!(request.change, Change::Unhealthy { replica, .. } if leaving.contains(&replica));
+                for request in batch.extract_if(.., is_refused) {
+                    // The one who asked may have been dropped with the nexus's stop.
+                    let _ = request.done.send(Err(ChangeRefused::LastHealthy));
+                }
+                return Vec::new();
+            }
+        }
     }
 }
 
 /// Flushes the survivors before the record loses a member. An answer shows that a survivor did not lose power unseen
-/// while nothing was sent to it; and what was acknowledged is durable there before it may be the only one to have it
-/// (SAFETY D1, D3). False when no survivor can be hoped for.
-async fn survivor_is_sure<P: Parts>(nexus: &Rc<Inner<P>>, leaving: &[Uuid]) -> bool {
-    loop {
-        let survivors: Vec<_> = {
-            let record = nexus.record.borrow();
-            let stays = |replica: Uuid| record.value.is_healthy(replica) && !leaving.contains(&replica);
-            nexus.children.borrow().iter().filter(|child| stays(child.replica)).cloned().collect()
-        };
-        if survivors.is_empty() {
-            // All leave at once: all stay until it is known which of them has the most.
-            return false;
+/// while nothing was sent to it; and what was acknowledged is durable there before the one that leaves, perhaps the
+/// only one to have kept it, is given up (SAFETY D1, D3). Every survivor has to answer: should all of them lose power
+/// later, any may be the source. One that does not answer leaves as well, when its time has come.
+async fn flush_survivors<P: Parts>(nexus: &Rc<Inner<P>>, leaving: &[Uuid]) -> Survivors {
+    let survivors: Vec<_> = {
+        let record = nexus.record.borrow();
+        let stays = |replica: Uuid| record.value.is_healthy(replica) && !leaving.contains(&replica);
+        nexus.children.borrow().iter().filter(|child| stays(child.replica)).cloned().collect()
+    };
+    nexus.wake_ticker();
+    let answers = futures::future::join_all(
+        survivors.iter().map(|child| child.command(|device| async move { device.flush().await })),
+    )
+    .await;
+    let is_any_sure = answers.iter().any(|answer| matches!(answer, Answer::Done(())));
+    let are_all_sure = is_any_sure && answers.iter().all(|answer| matches!(answer, Answer::Done(())));
+    for (child, answer) in survivors.iter().zip(answers) {
+        match answer {
+            Answer::Done(()) => child.is_suspect.set(false),
+            Answer::Failed(error) if is_loss(error.kind()) => nexus.lost(child),
+            Answer::Failed(_) if is_any_sure => nexus.fail(child, FaultReason::IoFailure),
+            Answer::Failed(_) => child.is_suspect.set(true),
+            Answer::Left => {}
         }
-        nexus.wake_ticker();
-        let flushed = futures::future::join_all(survivors.iter().map(|child| async {
-            match child.command(|device| async move { device.flush().await }).await {
-                Answer::Done(()) => true,
-                Answer::Failed(error) if is_loss(error.kind()) => {
-                    nexus.lost(child);
-                    false
-                }
-                Answer::Failed(_) => {
-                    child.is_suspect.set(true);
-                    false
-                }
-                Answer::Left => false,
-            }
-        }))
-        .await;
-        if flushed.contains(&true) {
-            return true;
-        }
-        let may_return = |child: &Rc<Child<P::Device>>| match child.state() {
-            ChildState::Silent => child.expired.borrow().is_none(),
-            ChildState::InSync => !child.is_suspect.get(),
-            _ => false,
-        };
-        if !survivors.iter().any(may_return) {
-            return false;
-        }
-        runtime::sleep(limits::RECONNECT_PAUSE).await;
+    }
+    let may_return = |child: &Rc<Child<P::Device>>| match child.state() {
+        ChildState::Silent => child.expired.borrow().is_none(),
+        ChildState::InSync => !child.is_suspect.get(),
+        // It is to leave as well: it joins those that do.
+        ChildState::Faulting(_) => true,
+        _ => false,
+    };
+    match (are_all_sure, is_any_sure || survivors.iter().any(may_return)) {
+        (true, _) => Survivors::Sure,
+        (false, true) => Survivors::Unsure,
+        // Where all leave at once, all stay until it is known which of them has the most.
+        (false, false) => Survivors::None,
     }
 }
 

@@ -159,6 +159,13 @@ pub(crate) async fn mirror<P: Parts>(nexus: &Rc<Inner<P>>, command: Mirrored) ->
                 };
             }
             Verdict::Ack => {
+                // A member that has it is to leave, and the survivors were flushed before this is acknowledged: they
+                // could lose it with their power, and the one that has it would be given up all the same.
+                let leaving = parts.iter().find(|part| matches!(part.child.state(), ChildState::Faulting(_)));
+                if let Some(leaving) = leaving {
+                    leaving.child.left_writers().await;
+                    continue;
+                }
                 // A member that came back from a power loss (all had lost it) may have lost the write again.
                 let mut is_settled = true;
                 for (index, part) in parts.iter_mut().enumerate() {
@@ -201,13 +208,13 @@ pub(crate) async fn mirror<P: Parts>(nexus: &Rc<Inner<P>>, command: Mirrored) ->
     }
 }
 
-/// What a child is to the volume a moment later: a member that is leaving is no survivor to rely on, a destination may
-/// have been admitted.
+/// What a child is to the volume a moment later: a member that left or is leaving is no survivor to rely on, a
+/// destination may have been admitted.
 fn role_now(was: Role, state: ChildState) -> Role {
     match state {
-        ChildState::Faulting(_) => Role::Destination,
         ChildState::InSync => Role::Member,
-        _ => was,
+        ChildState::Silent => was,
+        _ => Role::Destination,
     }
 }
 

@@ -316,3 +316,54 @@ fn d13_members_that_all_lost_power_serve_again_though_one_was_just_recorded() {
         assert_eq!(read.await.unwrap(), 1);
     });
 }
+
+/// C fails a write while A does not answer, and the store is away: before C's loss is recorded A and B lose power, one
+/// after the other. Until then C is a member, and the only one that has everything.
+#[test]
+fn d1_a_member_is_given_up_only_when_every_survivor_has_everything() {
+    run(async || {
+        let world = World::new(3);
+        let nexus = world.nexus(&[0, 1, 2]).await;
+        put(&nexus, 0, 1).await;
+        world.store.set_fault(StoreFault::Unreachable);
+        world.replicas[0].set_reach(Reach::Black);
+        let fault = Fault::new(FaultOp::Write, Effect::Fail(ErrorKind::Media)).times(1);
+        world.replicas[2].faults().add(fault);
+        let write = put_later(&nexus, 64, 2);
+        until("C is to leave", || matches!(state(&nexus, 2), ChildState::Faulting(_))).await;
+        seconds(1).await;
+        world.replicas[1].lose_power(Survival::Nothing);
+        world.replicas[0].lose_power(Survival::Nothing);
+        world.replicas[0].set_reach(Reach::Up);
+        seconds(1).await;
+        world.store.set_fault(StoreFault::None);
+        write.await.unwrap().unwrap();
+        assert_eq!(get(&nexus, 0).await, 1);
+        assert_eq!(get(&nexus, 64).await, 2);
+    });
+}
+
+/// A write that is acknowledged between the flush of the survivors and the record would be on them, not durable, and
+/// on a member that is given up.
+#[test]
+fn d1_nothing_is_acknowledged_while_a_member_that_has_it_is_leaving() {
+    run(async || {
+        let world = World::new(3);
+        let nexus = world.nexus(&[0, 1, 2]).await;
+        world.store.set_fault(StoreFault::Unreachable);
+        let hold = world.replicas[0].faults().add(Fault::new(FaultOp::Write, Effect::Hold));
+        let write = put_later(&nexus, 64, 2);
+        seconds(1).await;
+        let fault = Fault::new(FaultOp::Write, Effect::Fail(ErrorKind::Media)).times(1);
+        world.replicas[2].faults().add(fault);
+        let failing = put_later(&nexus, 128, 3);
+        until("C is to leave", || matches!(state(&nexus, 2), ChildState::Faulting(_))).await;
+        world.replicas[0].faults().remove(hold);
+        seconds(20).await;
+        assert!(!write.is_finished() && !failing.is_finished());
+        world.store.set_fault(StoreFault::None);
+        write.await.unwrap().unwrap();
+        failing.await.unwrap().unwrap();
+        assert!(!world.is_healthy(2));
+    });
+}
