@@ -10,10 +10,12 @@
 //! | --- | --- |
 //! | a message between the agents | `proto/` |
 //! | how a switchover goes | [`cluster`] |
+//! | how a lost path is noticed, and replaced | [`node`] |
 
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod node;
 
 /// The messages and services of the agents, as `protoc` sees them.
 #[allow(clippy::all, clippy::pedantic, unused_qualifications, unreachable_pub)]

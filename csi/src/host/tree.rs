@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::kernel::Kernel;
@@ -27,6 +27,8 @@ pub struct Tree {
 struct Shared {
     root: tempfile::TempDir,
     kernel: Kernel,
+    /// What the files say.
+    shown: Mutex<Vec<Controller>>,
 }
 
 impl Tree {
@@ -41,7 +43,7 @@ impl Tree {
         fs::write(root.path().join("sys/module/nvme_core/parameters/multipath"), "Y\n")?;
         fs::write(root.path().join("sys/module/nvme_core/parameters/admin_timeout"), "60\n")?;
         File::create(root.path().join("dev/nvme-fabrics"))?;
-        Ok(Self { shared: Arc::new(Shared { root, kernel: Kernel::default() }) })
+        Ok(Self { shared: Arc::new(Shared { root, kernel: Kernel::default(), shown: Mutex::default() }) })
     }
 
     /// Where `/` is.
@@ -67,21 +69,17 @@ impl Tree {
 
     /// Brings the files up to date.
     fn show(&self) -> io::Result<()> {
-        let controllers = self.shared.kernel.controllers();
-        for entry in fs::read_dir(self.class())? {
-            let entry = entry?;
-            let birth = fs::read_to_string(entry.path().join("birth"))?;
-            let shown = |(_, it): &(u32, Controller)| {
-                entry.file_name() == it.id.name.as_str() && birth == it.id.birth.to_string()
-            };
-            if !controllers.iter().any(shown) {
-                // Moved, not removed: a file system gives the number of a removed folder to the next, sysfs does not.
-                fs::rename(entry.path(), self.root().join("gone").join(birth))?;
-            }
+        let mut shown = self.shared.shown.lock().expect("no holder of this lock panics");
+        let controllers: Vec<_> = self.shared.kernel.controllers().into_iter().map(|(_, it)| it).collect();
+        for gone in shown.iter().filter(|old| !controllers.iter().any(|it| it.id == old.id)) {
+            // Moved, not removed: a file system gives the number of a removed folder to the next, sysfs does not.
+            let grave = self.root().join("gone").join(gone.id.birth.to_string());
+            fs::rename(self.class().join(&gone.id.name), grave)?;
         }
-        for (_, controller) in controllers {
-            self.show_controller(&controller)?;
+        for controller in controllers.iter().filter(|it| !shown.contains(it)) {
+            self.show_controller(controller)?;
         }
+        *shown = controllers;
         Ok(())
     }
 
@@ -95,7 +93,6 @@ impl Tree {
             let shown = format!("traddr={},trsvcid={},src_addr=10.0.0.9", address.ip(), address.port());
             let host = controller.host_nqn.clone().unwrap_or_default();
             for (attribute, value) in [
-                ("birth", controller.id.birth.to_string()),
                 ("transport", "tcp\n".to_owned()),
                 ("subsysnqn", format!("{}\n", controller.nqn)),
                 ("hostnqn", format!("{host}\n")),

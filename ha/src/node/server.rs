@@ -1,0 +1,77 @@
+//! What the cluster agent may ask: proto shapes in and out.
+
+use tonic::{Request, Response, Status};
+
+use super::replace::Replacer;
+use crate::proto::common::{ReplyError, ReplyErrorKind, ResourceKind};
+use crate::proto::node::get_nvme_controller_response::Reply;
+use crate::proto::node::ha_node_rpc_server::{HaNodeRpc, HaNodeRpcServer};
+use crate::proto::node::{
+    GetNvmeControllerRequest, GetNvmeControllerResponse, NvmeControllers, ReplacePathRequest,
+};
+
+/// Serves a replacer.
+pub struct NodeServer {
+    replacer: Replacer,
+}
+
+impl NodeServer {
+    /// The gRPC service.
+    pub fn service(replacer: Replacer) -> HaNodeRpcServer<Self> {
+        HaNodeRpcServer::new(Self { replacer })
+    }
+}
+
+#[tonic::async_trait]
+impl HaNodeRpc for NodeServer {
+    async fn replace_path(&self, request: Request<ReplacePathRequest>) -> Result<Response<()>, Status> {
+        let ReplacePathRequest { target_nqn, new_path, publish_context } = request.into_inner();
+        let context = publish_context.map(|context| context.map).unwrap_or_default();
+        let replacer = self.replacer.clone();
+        // On a task of its own: a cluster agent that goes away must not leave two paths, or none.
+        let replaced = tokio::spawn(async move { replacer.replace(&target_nqn, &new_path, context).await });
+        match replaced.await {
+            Ok(Ok(_)) => Ok(Response::new(())),
+            Ok(Err(error)) => {
+                let text = chain(&error);
+                tracing::warn!(error = text, "a path was not replaced");
+                Err(Status::new(error.code(), text))
+            }
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+
+    async fn get_nvme_controller(
+        &self,
+        request: Request<GetNvmeControllerRequest>,
+    ) -> Result<Response<GetNvmeControllerResponse>, Status> {
+        let nqn = request.into_inner().nvme_path;
+        let failed = |kind: ReplyErrorKind, extra: String| {
+            Reply::Error(ReplyError {
+                kind: kind.into(),
+                resource: ResourceKind::NvmeSubsystem.into(),
+                source: "ha-node".to_owned(),
+                extra,
+            })
+        };
+        let reply = match self.replacer.live_addresses(&nqn) {
+            Ok(Some(addresses)) => {
+                let target_address = addresses.into_iter().map(|address| address.to_string()).collect();
+                Reply::NvmeControllers(NvmeControllers { target_address })
+            }
+            Ok(None) => failed(ReplyErrorKind::NotFound, format!("this host has no path to {nqn}")),
+            Err(error) => failed(ReplyErrorKind::Internal, chain(&error)),
+        };
+        Ok(Response::new(GetNvmeControllerResponse { reply: Some(reply) }))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
