@@ -31,10 +31,29 @@ const RENEWALS: u32 = 4;
 /// Pause between attempts while the store does not answer, or a watch ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
+/// What there is one leader of. Each has its own election, so two kinds of process can each have a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The operator.
+    CoreAgent,
+    /// The agent that moves targets.
+    HaClusterAgent,
+}
+
+impl Role {
+    /// As it stands in the election key.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CoreAgent => "CoreAgent",
+            Self::HaClusterAgent => "HaClusterAgent",
+        }
+    }
+}
+
 /// What the election key says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
-    /// Always `CoreAgent`.
+    /// The name of the [`Role`].
     pub kind: String,
     /// The lease in hexadecimal.
     pub lease_id: String,
@@ -58,10 +77,31 @@ pub struct Leadership {
     fence: Fence,
     lease: LeaseId,
     standing: watch::Receiver<Standing>,
+    until: watch::Receiver<Instant>,
     stop: CancellationToken,
 }
 
+/// Tells at any moment whether a leadership still holds, by the clock and not by what a task has had time to notice: a
+/// process that was frozen asks it before it goes on with what it had decided.
+#[derive(Clone, Debug)]
+pub struct Tenure {
+    until: watch::Receiver<Instant>,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Tenure {
+    /// Whether it holds now.
+    pub fn holds(&self) -> bool {
+        Instant::now() < *self.until.borrow() && *self.standing.borrow() == Standing::Leading
+    }
+}
+
 impl Leadership {
+    /// For asking, before an act, whether this process still leads.
+    pub fn tenure(&self) -> Tenure {
+        Tenure { until: self.until.clone(), standing: self.standing.clone() }
+    }
+
     /// What every write carries.
     pub fn fence(&self) -> Fence {
         self.fence.clone()
@@ -100,7 +140,7 @@ impl Drop for Leadership {
     }
 }
 
-/// Campaigns until this process leads. `observe` hears who leads meanwhile.
+/// Campaigns until this process leads the operators. `observe` hears who leads meanwhile.
 ///
 /// Cancel safe: a lease that was granted ends by itself.
 pub async fn campaign(
@@ -110,10 +150,21 @@ pub async fn campaign(
     ttl: Duration,
     observe: impl Fn(&Leader),
 ) -> Leadership {
-    let key = keys.election();
+    campaign_as(Role::CoreAgent, store, keys, instance_name, ttl, observe).await
+}
+
+/// As [`campaign`], for the leadership of another kind of process.
+pub async fn campaign_as(
+    role: Role,
+    store: Arc<dyn Store>,
+    keys: &Keys,
+    instance_name: &str,
+    ttl: Duration,
+    observe: impl Fn(&Leader),
+) -> Leadership {
     let mut unreachable = false;
     loop {
-        match attempt(&store, &key, instance_name, ttl, &observe).await {
+        match attempt(role, &store, keys, instance_name, ttl, &observe).await {
             Ok(leadership) => return leadership,
             Err(error) => {
                 if !unreachable {
@@ -127,18 +178,20 @@ pub async fn campaign(
 }
 
 async fn attempt(
+    role: Role,
     store: &Arc<dyn Store>,
-    key: &str,
+    keys: &Keys,
     instance_name: &str,
     ttl: Duration,
     observe: &impl Fn(&Leader),
 ) -> Result<Leadership, StoreError> {
+    let key = &keys.election_of(role);
     loop {
         wait_until_absent(store, key, observe).await?;
         let asked = Instant::now();
         let lease = store.grant(ttl).await?;
         let leader = Leader {
-            kind: "CoreAgent".into(),
+            kind: role.name().to_owned(),
             lease_id: format!("{:x}", lease.id.0),
             instance_name: instance_name.to_owned(),
         };
@@ -170,9 +223,10 @@ async fn attempt(
 
 fn lead(store: Arc<dyn Store>, fence: Fence, lease: Lease, asked: Instant) -> Leadership {
     let (sender, standing) = watch::channel(Standing::Leading);
+    let (renewed, until) = watch::channel(usable_until(asked, lease.ttl));
     let stop = CancellationToken::new();
-    tokio::spawn(renew(store.clone(), fence.clone(), lease, asked, sender, stop.clone()));
-    Leadership { store, fence, lease: lease.id, standing, stop }
+    tokio::spawn(renew(store.clone(), fence.clone(), lease, renewed, sender, stop.clone()));
+    Leadership { store, fence, lease: lease.id, standing, until, stop }
 }
 
 /// Renews until told to stop; then, or when a renewal does not come in time, says that leadership is over.
@@ -180,13 +234,13 @@ async fn renew(
     store: Arc<dyn Store>,
     fence: Fence,
     lease: Lease,
-    asked: Instant,
+    renewed: watch::Sender<Instant>,
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 ) {
-    let mut until = usable_until(asked, lease.ttl);
     let reason = loop {
         let pause = lease.ttl / RENEWALS;
+        let until = *renewed.borrow();
         tokio::select! {
             () = stop.cancelled() => break "resigned".to_owned(),
             () = tokio::time::sleep_until((Instant::now() + pause).min(until)) => {}
@@ -200,7 +254,7 @@ async fn renew(
             answer = tokio::time::timeout_at(until, renewal(&store, &fence, lease.id)) => answer,
         };
         match answer {
-            Ok(Ok(Some(ttl))) => until = usable_until(asked, ttl),
+            Ok(Ok(Some(ttl))) => drop(renewed.send_replace(usable_until(asked, ttl))),
             Ok(Ok(None)) => {
                 break format!("{} is no longer the election won at {}", fence.key, fence.revision);
             }

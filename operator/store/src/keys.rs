@@ -1,5 +1,7 @@
 //! Where objects lie: `/openebs.io/mayastor/apis/v0/clusters/<cluster>/namespaces/<namespace>/<Type>/<id>`.
 
+use crate::election::Role;
+
 /// The key space of one installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -28,9 +30,14 @@ impl Keys {
         format!("{}/{kind}/{id}", self.root)
     }
 
-    /// Key of the lock that the leader holds.
+    /// Key of the lock that the leader among operators holds.
     pub fn election(&self) -> String {
-        self.object("StoreLeaseLock", "CoreAgent")
+        self.election_of(Role::CoreAgent)
+    }
+
+    /// Key of the lock that the leader among processes of a kind holds.
+    pub fn election_of(&self, role: Role) -> String {
+        self.object("StoreLeaseLock", role.name())
     }
 
     /// Key under which an engine keeps the record of a nexus of a volume.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store::election::campaign;
+use store::election::{Role, campaign, campaign_as};
 use store::testing::Etcd;
 use store::{Fault, Fence, Keys, MemoryStore, Object, Objects, Store, StoreError};
 use tokio::time::Instant;
@@ -109,11 +109,38 @@ async fn c3_a_leader_cut_off_from_the_store_steps_down_before_its_lease_ends() {
 
     let cut = Instant::now();
     memory.set_down(true);
+    let tenure = leadership.tenure();
+    assert!(tenure.holds());
     let reason = leadership.deposed().await;
+    assert!(!tenure.holds());
     assert!(cut.elapsed() < TTL, "stepped down {:?} after the cut: {reason}", cut.elapsed());
     memory.set_down(false);
     let next = campaign(store, &keys, "b", TTL, |_| {}).await;
     assert!(next.fence().revision > leadership.fence().revision);
+}
+
+/// Nothing that runs in a frozen process notices the time; what it asks when it goes on does.
+#[tokio::test(start_paused = true)]
+async fn c3_a_leader_that_was_frozen_knows_by_the_clock_that_it_does_not_lead() {
+    let memory = MemoryStore::new();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let leadership = campaign(store, &Keys::new("c", "n"), "a", TTL, |_| {}).await;
+    let tenure = leadership.tenure();
+    memory.set_down(true);
+    assert!(tenure.holds());
+    tokio::time::advance(TTL).await;
+    assert!(!tenure.holds());
+}
+
+/// Operators and cluster agents elect without one another.
+#[tokio::test(start_paused = true)]
+async fn each_role_has_a_leader_of_its_own() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let keys = Keys::new("c", "n");
+    let operator = campaign(store.clone(), &keys, "a", TTL, |_| {}).await;
+    let agent = campaign_as(Role::HaClusterAgent, store, &keys, "a", TTL, |_| {}).await;
+    assert_ne!(operator.fence(), agent.fence());
+    assert!(operator.tenure().holds() && agent.tenure().holds());
 }
 
 /// Two candidates on a real etcd, the leader's process gone without a word: the other leads when the lease ends.
