@@ -53,9 +53,12 @@ pub struct Published {
 impl Published {
     /// Whether the host on this node may connect.
     pub fn allows(&self, node: &str) -> bool {
-        self.allowed_hosts.as_ref().is_none_or(|hosts| {
-            hosts.iter().any(|host| host.strip_prefix(HOST_NQN_PREFIX).is_some_and(|name| name == node))
-        })
+        self.allowed_hosts.is_none() || self.allowed_nodes().any(|allowed| allowed == node)
+    }
+
+    /// The nodes whose hosts are named.
+    pub fn allowed_nodes(&self) -> impl Iterator<Item = &str> {
+        self.allowed_hosts.iter().flatten().filter_map(|host| host.strip_prefix(HOST_NQN_PREFIX))
     }
 }
 

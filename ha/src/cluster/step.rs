@@ -114,6 +114,8 @@ pub struct Switchover {
     logging: Option<Box<SwitchOver>>,
     doing: Doing,
     unanswered: BTreeSet<String>,
+    /// The last look showed hosts with a path to the target that have reported nothing.
+    serves_others: bool,
     patience: Patience,
     failures: u32,
     moves: u32,
@@ -149,6 +151,7 @@ impl Switchover {
             logging: None,
             doing: Doing::NotStarted,
             unanswered,
+            serves_others: false,
             patience,
             failures: 0,
             moves: 0,
@@ -334,7 +337,7 @@ impl Switchover {
             Some(Trouble::NotServed(node)) => (node, 1),
         };
         self.path_failures += 1;
-        if self.path_failures < tries || self.record.is_served() {
+        if self.path_failures < tries || self.is_serving() {
             return self.wait(Obstacle::PathNotUp(node), out);
         }
         // The target must go elsewhere. What a look finds meanwhile still counts.
@@ -416,6 +419,11 @@ impl Switchover {
         self.record.waiting_for = None;
         self.failures = 0;
         self.destroy_failures = 0;
+    }
+
+    /// Whether the target serves any host: then it must not be moved (SAFETY F3).
+    fn is_serving(&self) -> bool {
+        self.serves_others || self.record.is_served()
     }
 
     fn mark(&mut self, node: &str, path: PathState) {

@@ -52,7 +52,8 @@ pub enum Event {
 pub struct Looked {
     /// How the volume is published.
     pub published: Result<Published, VolumeError>,
-    /// The addresses of live controllers by node; `None` where the agent did not answer.
+    /// The addresses of live controllers by node, of every host that may connect and whose agent is known; `None` where
+    /// the agent did not answer.
     pub live: BTreeMap<String, Option<Vec<String>>>,
 }
 
@@ -63,7 +64,8 @@ pub enum Command {
     Log(Box<SwitchOver>),
     /// Remove the record; answered by [`Event::Erased`].
     Erase,
-    /// Look where the volume is served, and which live controllers the hosts on these nodes have.
+    /// Look where the volume is served, and which live controllers the hosts on these nodes have, as well as any other
+    /// that may connect.
     Look {
         /// The nodes.
         frontends: Vec<String>,

@@ -39,6 +39,7 @@ impl Switchover {
             }
         };
         self.mark_paths(&published, &looked.live);
+        let is_confirmed = self.record.lost().any(|node| matches!(looked.live.get(node), Some(Some(_))));
         let target = published.target;
         if self.record.lost().next().is_none() {
             return self.settle(now, out);
@@ -60,7 +61,12 @@ impl Switchover {
                 }
             }
             Stage::RepublishVolume => {
-                self.record.reuse_existing |= self.record.is_served();
+                self.record.reuse_existing |= self.is_serving();
+                if !self.record.reuse_existing && !is_confirmed {
+                    // Only a host that is there to say so, and to be given a path, has the target taken from its place.
+                    let lost = self.record.lost().next().unwrap_or_default().to_owned();
+                    return self.wait(Obstacle::AgentAway(lost), out);
+                }
                 self.log_then(Next::Republish, out);
             }
             _ if differs(self.record.target.as_ref(), &target) => {
@@ -81,6 +87,13 @@ impl Switchover {
         let known = [Some(&published.target), self.record.target.as_ref(), self.record.replaced.as_ref()];
         let same = |t: &&Target| t.nexus == published.target.nexus;
         let address = known.into_iter().flatten().filter(same).find_map(Target::address).map(str::to_owned);
+        let is_live = |addresses: &Vec<String>| match &address {
+            Some(address) => addresses.contains(address),
+            // The operator cannot see the target, a host does.
+            None => !addresses.is_empty(),
+        };
+        let others = live.iter().filter(|(node, _)| !self.record.frontends.contains_key(*node));
+        self.serves_others = others.filter_map(|(_, addresses)| addresses.as_ref()).any(is_live);
         for (node, frontend) in &mut self.record.frontends {
             if matches!(frontend.path, PathState::GivenUp(_)) {
                 continue;
@@ -88,12 +101,7 @@ impl Switchover {
             if !published.allows(node) {
                 frontend.path = PathState::GivenUp(GiveUp::NotAllowed);
             } else if let Some(Some(addresses)) = live.get(node) {
-                let is_live = match &address {
-                    Some(address) => addresses.contains(address),
-                    // The operator cannot see the target, a host does.
-                    None => !addresses.is_empty(),
-                };
-                frontend.path = if is_live { PathState::Replaced } else { PathState::Lost };
+                frontend.path = if is_live(addresses) { PathState::Replaced } else { PathState::Lost };
             } else if has_moved {
                 frontend.path = PathState::Lost;
             }

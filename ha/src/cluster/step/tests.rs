@@ -352,6 +352,35 @@ fn f3_a_target_that_serves_one_host_is_not_moved_for_another() {
 }
 
 #[test]
+fn f3_a_target_leaves_its_place_only_on_the_word_of_a_host_that_is_there() {
+    let story = || {
+        Story::republishing()
+            .then(republished(1), &["log ReplacePath"])
+            .then(Event::Logged, &["path a to 10.0.0.1"])
+            .then(not_replaced("a", PathErrorKind::NotUp), &["look a"])
+    };
+    story()
+        .then(looked(target(1), &[("a", None)]), &["log RepublishVolume, AgentAway(\"a\")"])
+        .then(Event::Logged, &["wait 100"])
+        .then(Event::Registered { node: "a".into() }, &["look a"])
+        .then(looked(target(1), &[("a", Some(&[]))]), &["republish 1 for a"]);
+    story().then(looked(target(1), &[("a", Some(&[1]))]), &["log DeleteTarget"]);
+}
+
+#[test]
+fn f3_a_target_that_serves_a_host_that_reported_nothing_is_not_moved() {
+    Story::republishing()
+        .then(republished(1), &["log ReplacePath"])
+        .then(Event::Logged, &["path a to 10.0.0.1"])
+        .then(not_replaced("a", PathErrorKind::NotUp), &["look a"])
+        .then(looked(target(1), &[("a", Some(&[])), ("b", Some(&[1]))]), &["log RepublishVolume"])
+        .then(Event::Logged, &["republish 1 for a in place"])
+        .then(republished(1), &["log ReplacePath"])
+        .then(Event::Logged, &["path a to 10.0.0.1"])
+        .then(not_replaced("a", PathErrorKind::NotUp), &["log ReplacePath, PathNotUp(\"a\")"]);
+}
+
+#[test]
 fn a_report_is_answered_by_how_far_the_switchover_has_come() {
     Story::republishing().then(reported("a"), &["answer a AlreadyTaken"]);
     Story::replacing().then(reported("a"), &["answer a Later"]);

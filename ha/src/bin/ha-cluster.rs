@@ -1,0 +1,75 @@
+//! The cluster agent of high availability.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use ha::cluster::agents::GrpcAgents;
+use ha::cluster::config::Args;
+use ha::cluster::endpoints::Endpoints;
+use ha::cluster::leader::{TermParts, lead};
+use ha::cluster::rest::RestVolumes;
+use ha::cluster::server::Front;
+use ha::cluster::switchovers::Means;
+use store::{EtcdOptions, EtcdStore, Keys};
+use telemetry::TelemetryOptions;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let _telemetry = telemetry::init(&TelemetryOptions::new("ha-cluster", &args.log))?;
+    let signal = telemetry::shutdown_requested()?;
+    let shutdown = CancellationToken::new();
+
+    let options = EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout };
+    let store = EtcdStore::connect(&options).await.context("use the etcd endpoints")?;
+    let volumes = RestVolumes::new(&args.rest_endpoint, args.request_timeout, args.republish_timeout)
+        .with_context(|| format!("use the operator at {}", args.rest_endpoint))?;
+    let listener = TcpListener::bind(args.grpc_server_addr)
+        .await
+        .with_context(|| format!("serve node agents on {}", args.grpc_server_addr))?;
+    let address = listener.local_addr().context("read the address that is served")?;
+    info!(grpc.address = %address, operator.url = args.rest_endpoint, "cluster agent started");
+
+    let endpoints = Arc::new(Endpoints::default());
+    let parts = TermParts {
+        store: Arc::new(store),
+        keys: Keys::new(&args.cluster, &args.namespace),
+        instance_name: args.instance_name(),
+        lease_ttl: args.store_lease_ttl,
+        means: Means {
+            volumes: Arc::new(volumes),
+            agents: Arc::new(GrpcAgents::new(args.agent_deadlines())),
+            endpoints: endpoints.clone(),
+            settings: args.settings(),
+        },
+    };
+    let (terms_sender, terms) = watch::channel(None);
+    let leading = tokio::spawn(lead(parts, terms_sender, shutdown.clone()));
+    let serving = tokio::spawn(
+        tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .add_service(Front::new(terms, endpoints).service())
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(listener),
+                shutdown.clone().cancelled_owned(),
+            ),
+    );
+
+    let signal = signal.await;
+    info!(signal, "shutting down");
+    shutdown.cancel();
+    // Leadership is handed back first, so that another need not wait for the lease to end.
+    leading.await.context("stop leading")?;
+    if tokio::time::timeout(args.request_timeout, serving).await.is_err() {
+        info!("calls were still open, closing them");
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! The cluster agent as a whole: against doubles and a store in memory, against a real etcd, as processes.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
+mod lab;
+mod model;
+mod stories;
