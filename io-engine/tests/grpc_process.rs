@@ -211,6 +211,7 @@ async fn a_nexus_mirrors_over_engines() {
         size_bytes: 16 * MIB,
         cntlids: 1..=2,
         reservation: None,
+        standby: false,
         children: uris.clone(),
         info_key: None,
     };

@@ -110,6 +110,7 @@ impl Mirror {
             size_bytes: self.size_bytes,
             cntlids: CNTLID_RANGE,
             reservation: None,
+            standby: false,
             children: self.copies.iter().map(|copy| copy.uri.clone()).collect(),
             info_key: Some(self.record_key()),
         };

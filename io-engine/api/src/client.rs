@@ -16,9 +16,9 @@ use crate::{
         pool_rpc_client::PoolRpcClient, replica_rpc_client::ReplicaRpcClient,
     },
     types::{
-        AddChild, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica, DestroyReplica,
-        ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica, ResourceUsage,
-        Share,
+        AddChild, AnaState, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica,
+        DestroyReplica, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica,
+        ResourceUsage, Share,
     },
 };
 
@@ -274,6 +274,20 @@ impl Engine for GrpcEngine {
     fn unpublish_nexus(&self, call: Call, id: Uuid) -> Answer<'_, Nexus> {
         let request = self.change(call, proto::UnpublishNexusRequest { uuid: id.to_string() });
         call!(self.nexuses().unpublish_nexus(request) => |answer| nexus(answer.nexus))
+    }
+
+    fn set_ana_state(&self, call: Call, id: Uuid, state: AnaState) -> Answer<'_, Nexus> {
+        let request = proto::SetNvmeAnaStateRequest {
+            uuid: id.to_string(),
+            ana_state: proto::NvmeAnaState::from(state).into(),
+        };
+        let request = self.change(call, request);
+        call!(self.nexuses().set_nvme_ana_state(request) => |answer| nexus(answer.nexus))
+    }
+
+    fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {
+        let request = self.read(proto::GetNvmeAnaStateRequest { uuid: nexus.to_string() });
+        call!(self.nexuses().get_nvme_ana_state(request) => |answer| Ok(answer.ana_state().into()))
     }
 
     fn add_child(&self, call: Call, request: AddChild) -> Answer<'_, Nexus> {

@@ -9,9 +9,9 @@ use crate::{
     error::ApiError,
     fence::Fence,
     types::{
-        AddChild, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica, DestroyReplica,
-        ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica, ResourceUsage,
-        Share,
+        AddChild, AnaState, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica,
+        DestroyReplica, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica,
+        ResourceUsage, Share,
     },
 };
 
@@ -89,16 +89,26 @@ pub trait Engine: Send + Sync {
     /// All nexuses.
     fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>>;
     /// Makes a nexus of children that can all be opened. `AlreadyExists` when the name is taken; `Internal` when
-    /// the id is taken or there are no children; `InvalidArgument` when a child cannot be opened.
+    /// the id is taken, there are no children, or another nexus holds a child's reservation and shall not be replaced;
+    /// `InvalidArgument` when a child cannot be opened. One on standby opens none yet, and its state is `Unknown`.
     fn create_nexus(&self, call: Call, request: CreateNexus) -> Answer<'_, Nexus>;
     /// Removes a nexus after noting a clean shutdown. `NotFound` when there is none.
     fn destroy_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, ()>;
-    /// Stops a nexus and keeps its record; repeated, no error.
+    /// Stops a nexus: hosts' I/O is held and what is in flight ends, its reservation is given up, a clean end is
+    /// recorded, its hosts' connections are closed. It stays listed; repeated, no error.
     fn shutdown_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus>;
-    /// Exports a nexus; repeated, replaces the admitted hosts.
+    /// Exports a nexus; repeated, replaces the admitted hosts. One on standby is exported with ANA inaccessible.
     fn publish_nexus(&self, call: Call, nexus: Uuid, share: Share) -> Answer<'_, Nexus>;
     /// Withdraws the export; no error when there is none.
     fn unpublish_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus>;
+    /// Changes what hosts see on this path; repeated, no error. `Optimized` on a nexus on standby makes it serve: it opens
+    /// its children, takes its reservation and writes its record first, with the errors of
+    /// [`create_nexus`](Self::create_nexus), which leave it on standby. `Inaccessible` holds hosts' I/O, after what is
+    /// in flight has ended. `InvalidArgument` where it is not published, or for another state than these two and
+    /// `NonOptimized`; `FailedPrecondition` after a shutdown, and for `NonOptimized` on standby.
+    fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus>;
+    /// What hosts see on this path. `NotFound`; `InvalidArgument` where it is not published.
+    fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState>;
     /// Adds a child. `AlreadyExists` when it is there; `InvalidArgument` when it cannot be opened or is too small.
     fn add_child(&self, call: Call, request: AddChild) -> Answer<'_, Nexus>;
     /// Removes a child; an unknown one is no error. `FailedPrecondition` for the last, or the last healthy one.

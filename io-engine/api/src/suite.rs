@@ -87,7 +87,8 @@ stories! {
         a_child_is_added_and_rebuilt,
         the_last_healthy_child_stays,
         a_child_goes_offline_and_comes_back,
-        a_nexus_that_was_shut_down_changes_no_more;
+        a_nexus_that_was_shut_down_changes_no_more,
+        hosts_are_told_the_access_state_of_their_path;
     fences:
         c3_a_deposed_leader_changes_nothing;
 }

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use engine_api::{
-    AddChild, Call, ChildReason, ChildState, CreateNexus, CreatePool, CreateReplica, Engine, ErrorKind,
-    Nexus, NexusState, Share, node_host_nqn,
+    AddChild, AnaState, Call, ChildReason, ChildState, CreateNexus, CreatePool, CreateReplica, Engine,
+    ErrorKind, Nexus, NexusState, Preempt, Reservation, ReservationKind, Share, node_host_nqn,
     sim::{DiskContent, SimCluster, SimEngine},
 };
 use uuid::Uuid;
@@ -46,6 +46,7 @@ fn create(children: Vec<String>) -> CreateNexus {
         size_bytes: 32 << 20,
         cntlids: 1..=2,
         reservation: None,
+        standby: false,
         children,
         info_key: None,
     }
@@ -101,4 +102,63 @@ async fn an_engine_that_is_cut_off_from_the_control_plane_serves_on() {
     n2.set_reachable(false);
     assert_eq!(n2.info().await.map_err(|error| error.kind()), Err(ErrorKind::Unavailable));
     assert_eq!(seen(&n1).await.state, NexusState::Online);
+}
+
+fn reserve(key: u64, preempt: Preempt) -> Reservation {
+    Reservation { key, kind: ReservationKind::ExclusiveAccess, preempt }
+}
+
+/// Two engines, a replica on each, and the children of a nexus on the first and on the second.
+async fn two_engines() -> (SimCluster, [SimEngine; 2], Vec<String>) {
+    let cluster = SimCluster::new();
+    let engines = [1, 2].map(|n| cluster.add_node(&format!("n{n}"), Ipv4Addr::new(10, 0, 0, n).into()));
+    let mut uris = Vec::new();
+    for (id, engine) in (1..).zip(&engines) {
+        replica(engine, id, "n1").await;
+        let replica = engine.list_replicas().await.expect("listed")[0].uuid;
+        let share = Share::default();
+        uris.push(engine.share_replica(Call::plain(), replica, share).await.expect("shared").uri);
+    }
+    (cluster, engines, uris)
+}
+
+#[tokio::test]
+async fn f1_a_nexus_that_preempts_stops_the_one_before_it() {
+    let (_cluster, [n1, n2], uris) = two_engines().await;
+    let old = CreateNexus { reservation: Some(reserve(1, Preempt::Holder)), ..create(uris.clone()) };
+    n1.create_nexus(Call::plain(), old).await.expect("nobody has it");
+    let later = CreateNexus { uuid: Uuid::from_u128(77), ..create(uris) };
+    let shy = CreateNexus { reservation: Some(reserve(2, Preempt::Nobody)), ..later.clone() };
+    let refused = n2.create_nexus(Call::plain(), shy).await.expect_err("the other holds it");
+    assert_eq!(refused.kind(), ErrorKind::Internal);
+    assert_eq!(seen(&n1).await.state, NexusState::Online);
+    let bold = CreateNexus { reservation: Some(reserve(2, Preempt::Holder)), ..later };
+    n2.create_nexus(Call::plain(), bold).await.expect("takes it over");
+    assert_eq!(seen(&n1).await.state, NexusState::Shutdown);
+    assert_eq!(seen(&n2).await.state, NexusState::Online);
+}
+
+#[tokio::test]
+async fn a_nexus_on_standby_touches_nothing_until_it_is_optimized() {
+    let (_cluster, [n1, n2], uris) = two_engines().await;
+    let old = CreateNexus { reservation: Some(reserve(1, Preempt::Holder)), ..create(uris.clone()) };
+    n1.create_nexus(Call::plain(), old).await.expect("nobody has it");
+    let reservation = Some(reserve(2, Preempt::Holder));
+    let standby = CreateNexus { reservation, uuid: Uuid::from_u128(77), standby: true, ..create(uris) };
+    let nexus = n2.create_nexus(Call::plain(), standby).await.expect("touches no child");
+    assert_eq!(nexus.state, NexusState::Unknown);
+    let shown = n2.publish_nexus(Call::plain(), nexus.uuid, Share::default()).await;
+    assert_eq!(shown.expect("published").ana_state, AnaState::Inaccessible);
+    assert_eq!(seen(&n1).await.state, NexusState::Online);
+    n2.set_reachable(false);
+    n1.kill();
+    n2.set_reachable(true);
+    let lost = n2.set_ana_state(Call::plain(), nexus.uuid, AnaState::Optimized).await;
+    assert_eq!(lost.expect_err("a child is away").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(seen(&n2).await.ana_state, AnaState::Inaccessible);
+    n1.start();
+    for _ in 0..2 {
+        let shown = n2.set_ana_state(Call::plain(), nexus.uuid, AnaState::Optimized).await.expect("serves");
+        assert_eq!((shown.state, shown.ana_state), (NexusState::Online, AnaState::Optimized));
+    }
 }

@@ -137,6 +137,7 @@ async fn publish(engine: &GrpcEngine, disk: &Path) -> anyhow::Result<String> {
         size_bytes: 200 * MIB,
         cntlids: CNTLID_RANGE,
         reservation: None,
+        standby: false,
         children: vec![replica.uri],
         info_key: None,
     };

@@ -1,7 +1,7 @@
 //! The calls of the API on the engine's handle.
 
 use engine_api::{
-    AddChild, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, CreateNexus, CreatePool,
+    AddChild, AnaState, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, CreateNexus, CreatePool,
     CreateReplica, DestroyReplica, Engine, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord,
     RebuildStats, Replica, ResourceUsage, Share,
 };
@@ -102,6 +102,14 @@ impl Engine for EngineHandle {
 
     fn unpublish_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus> {
         Box::pin(self.change(call, move |core| async move { core.unpublish_nexus(call, nexus).await }))
+    }
+
+    fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus> {
+        Box::pin(self.change(call, move |core| async move { core.set_ana_state(call, nexus, state).await }))
+    }
+
+    fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {
+        Box::pin(self.post(move |core| async move { core.get_ana_state(nexus) }))
     }
 
     fn add_child(&self, call: Call, request: AddChild) -> Answer<'_, Nexus> {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use engine_api::{
     AddChild, AnaState as ShownAna, ApiError, Call, Child, ChildAction, ChildReason, ChildRef,
-    ChildState as ShownChildState, CreateNexus, Nexus as Shown, NexusState as ShownState,
+    ChildState as ShownChildState, CreateNexus, ErrorKind, Nexus as Shown, NexusState as ShownState,
     RebuildRecord as ShownRecord, RebuildState, RebuildStats as ShownStats, Share, subsystem_nqn, uri_uuid,
 };
 use jiff::Timestamp;
@@ -20,6 +20,8 @@ use super::turns::Object;
 use crate::device::DeviceUri;
 use crate::initiator::InitiatorOptions;
 use crate::nexus::child_state::{ChildState, FaultReason};
+use crate::nexus::gate::Paused;
+use crate::nexus::limits;
 use crate::nexus::state::NexusState;
 use crate::nexus::view::{ChildView, NexusHealth};
 use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, NexusSpec};
@@ -35,6 +37,10 @@ pub(super) struct Slot {
     /// Absent while it is being made.
     nexus: Option<EngineNexus>,
     share: Option<Share>,
+    /// What hosts see while it is exported.
+    ana_state: AnaState,
+    /// Holds hosts' I/O while they are told that this path is inaccessible.
+    paused: Option<Paused>,
 }
 
 fn time(time: Option<SystemTime>) -> Option<Timestamp> {
@@ -117,6 +123,10 @@ fn rebuild_state(state: JobState) -> RebuildState {
 
 fn not_found(uuid: Uuid) -> ApiError {
     ApiError::not_found(format!("there is no nexus {uuid} here"))
+}
+
+fn not_published(uuid: Uuid) -> ApiError {
+    ApiError::invalid(format!("nexus {uuid} is not published"))
 }
 
 impl Core {
@@ -228,6 +238,9 @@ impl Core {
         if self.nexuses.borrow().contains_key(&uuid) {
             return Err(ApiError::internal(format!("a nexus of id {uuid} exists")));
         }
+        if request.standby {
+            return Err(ApiError::new(ErrorKind::Unimplemented, "nexuses on standby"));
+        }
         if request.reservation.is_some() {
             tracing::debug!(nexus.id = %uuid, "reservations of children are not taken by this engine yet");
         }
@@ -258,7 +271,15 @@ impl Core {
             given_up: Vec::new(),
             rebuild_bytes_per_second: None,
         };
-        let slot = Slot { name: request.name, children, cntlids: request.cntlids, nexus: None, share: None };
+        let slot = Slot {
+            name: request.name,
+            children,
+            cntlids: request.cntlids,
+            nexus: None,
+            share: None,
+            ana_state: AnaState::Optimized,
+            paused: None,
+        };
         self.nexuses.borrow_mut().insert(uuid, slot);
         match EngineNexus::create(spec, self.parts(&record_key)).await {
             Ok(nexus) => {
@@ -329,7 +350,11 @@ impl Core {
         }
         let nqn = nqn_of(nexus.name())?;
         let allowed_hosts = allowed_hosts(&share.allowed_hosts)?;
-        let cntlids = self.nexuses.borrow().get(&uuid).map(|slot| slot.cntlids.clone());
+        let (cntlids, ana_state) = {
+            let nexuses = self.nexuses.borrow();
+            let slot = nexuses.get(&uuid).ok_or_else(|| not_found(uuid))?;
+            (slot.cntlids.clone(), slot.ana_state)
+        };
         let served = if self.target.serves(&nqn) {
             self.target.set_allowed_hosts(&nqn, allowed_hosts)
         } else {
@@ -338,8 +363,8 @@ impl Core {
                 uuid: nexus.volume(),
                 export: EngineExport::Nexus(Plain(nexus)),
                 allowed_hosts,
-                cntlids: cntlids.unwrap_or(engine_api::CNTLID_RANGE),
-                ana_state: AnaState::Optimized,
+                cntlids,
+                ana_state,
                 is_thin: true,
                 older_commands: OlderCommands::Detach,
                 retry_delays: self.config.retry_delays,
@@ -357,6 +382,56 @@ impl Core {
         self.nexus(uuid)?;
         self.withdraw(uuid);
         self.show_nexus(uuid)
+    }
+
+    pub(super) async fn set_ana_state(
+        &self,
+        call: Call,
+        uuid: Uuid,
+        state: ShownAna,
+    ) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        let nexus = self.nexus(uuid)?;
+        let is_at = nexus.view().state;
+        if !matches!(is_at, NexusState::Open | NexusState::Holding) {
+            return Err(ApiError::precondition(format!("nexus {uuid} is {is_at}")));
+        }
+        let nqn = nqn_of(nexus.name())?;
+        if !self.target.serves(&nqn) {
+            return Err(not_published(uuid));
+        }
+        let wanted = match state {
+            ShownAna::Optimized => AnaState::Optimized,
+            ShownAna::NonOptimized => AnaState::NonOptimized,
+            ShownAna::Inaccessible => AnaState::Inaccessible,
+            ShownAna::Invalid | ShownAna::PersistentLoss | ShownAna::Change => {
+                return Err(ApiError::invalid(format!("{state:?} is no ANA state that can be asked for")));
+            }
+        };
+        // Held first and told afterwards: a host that hears of it sends its commands elsewhere, and none of those that
+        // went on here may land after them.
+        let paused = match wanted {
+            AnaState::Inaccessible => {
+                Some(runtime::timeout(limits::SHUTDOWN_DRAIN, nexus.pause()).await.map_err(|_| {
+                    let why = format!("nexus {uuid}: I/O in flight did not end in time");
+                    ApiError::new(ErrorKind::DeadlineExceeded, why)
+                })?)
+            }
+            _ => None,
+        };
+        self.target.set_ana_state(&nqn, wanted).map_err(|error| of_target(&error))?;
+        if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {
+            slot.ana_state = wanted;
+            slot.paused = paused;
+        }
+        self.show_nexus(uuid)
+    }
+
+    pub(super) fn get_ana_state(&self, uuid: Uuid) -> Result<ShownAna, ApiError> {
+        match self.show_nexus(uuid)?.ana_state {
+            ShownAna::Invalid => Err(not_published(uuid)),
+            state => Ok(state),
+        }
     }
 
     pub(super) async fn add_child(&self, call: Call, request: AddChild) -> Result<Shown, ApiError> {

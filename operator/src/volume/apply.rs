@@ -241,6 +241,7 @@ async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String]) 
         size_bytes: spec.size_bytes,
         cntlids: spec.cntlids.0..=spec.cntlids.1,
         reservation: None,
+        standby: false,
         children: children.to_vec(),
         info_key: Some(keys.nexus_info(&volume.to_string(), &id.to_string())),
     };

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine_api::{
-    AddChild, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, Connect, CreateNexus, CreatePool,
-    CreateReplica, DestroyReplica, Engine, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord,
-    RebuildStats, Replica, ResourceUsage, Share,
+    AddChild, AnaState, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, Connect, CreateNexus,
+    CreatePool, CreateReplica, DestroyReplica, Engine, ImportPool, Nexus, NodeInfo, Pool, PoolRef,
+    RebuildRecord, RebuildStats, Replica, ResourceUsage, Share,
 };
 use operator::core::Core;
 use store::{Moment, Verdict};
@@ -97,6 +97,7 @@ impl Engine for WiredEngine {
         list_pools() -> Vec<Pool>;
         list_replicas() -> Vec<Replica>;
         list_nexuses() -> Vec<Nexus>;
+        get_ana_state(nexus: Uuid) -> AnaState;
         rebuild_stats(child: ChildRef) -> RebuildStats;
         rebuild_history() -> Vec<RebuildRecord>;
     }
@@ -115,6 +116,7 @@ impl Engine for WiredEngine {
         shutdown_nexus(nexus: Uuid) -> Nexus;
         publish_nexus(nexus: Uuid, share: Share) -> Nexus;
         unpublish_nexus(nexus: Uuid) -> Nexus;
+        set_ana_state(nexus: Uuid, state: AnaState) -> Nexus;
         add_child(request: AddChild) -> Nexus;
         remove_child(child: ChildRef) -> Nexus;
         fault_child(child: ChildRef) -> Nexus;

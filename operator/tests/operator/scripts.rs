@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use engine_api::{
-    AddChild, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, Connect, CreateNexus, CreatePool,
-    CreateReplica, DestroyReplica, Engine, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord,
-    RebuildStats, Replica, ResourceUsage, Share,
+    AddChild, AnaState, Answer, ApiError, BlockDevice, Call, ChildAction, ChildRef, Connect, CreateNexus,
+    CreatePool, CreateReplica, DestroyReplica, Engine, ImportPool, Nexus, NodeInfo, Pool, PoolRef,
+    RebuildRecord, RebuildStats, Replica, ResourceUsage, Share,
 };
 use store::{Moment, Operation, Verdict};
 use uuid::Uuid;
@@ -62,6 +62,7 @@ impl Engine for RecordedEngine {
         list_pools() -> Vec<Pool>;
         list_replicas() -> Vec<Replica>;
         list_nexuses() -> Vec<Nexus>;
+        get_ana_state(nexus: Uuid) -> AnaState;
         rebuild_stats(child: ChildRef) -> RebuildStats;
         rebuild_history() -> Vec<RebuildRecord>;
     }
@@ -80,6 +81,7 @@ impl Engine for RecordedEngine {
         shutdown_nexus(nexus: Uuid) -> Nexus;
         publish_nexus(nexus: Uuid, share: Share) -> Nexus;
         unpublish_nexus(nexus: Uuid) -> Nexus;
+        set_ana_state(nexus: Uuid, state: AnaState) -> Nexus;
         add_child(request: AddChild) -> Nexus;
         remove_child(child: ChildRef) -> Nexus;
         fault_child(child: ChildRef) -> Nexus;

@@ -161,6 +161,7 @@ impl TryFrom<proto::CreateNexusRequest> for CreateNexus {
             cntlids: lowest..=highest,
             children: request.children,
             info_key: Some(request.nexus_info_key).filter(|key| !key.is_empty()),
+            standby: request.standby,
         })
     }
 }
@@ -193,6 +194,7 @@ impl From<CreateNexus> for proto::CreateNexusRequest {
             nexus_info_key: request.info_key.unwrap_or_default(),
             resv_type: kind.map(Into::into),
             preempt_policy: policy.into(),
+            standby: request.standby,
         }
     }
 }
@@ -471,6 +473,7 @@ mod tests {
                 preempt: Preempt::Holder,
             }),
             info_key: Some("/key".into()),
+            standby: true,
             ..CreateNexus::try_from(request()).expect("fine")
         };
         let wire = proto::CreateNexusRequest::from(ours.clone());

@@ -219,11 +219,8 @@ impl proto::nexus_rpc_server::NexusRpc for Front {
         request: Request<proto::GetNvmeAnaStateRequest>,
     ) -> Reply<proto::GetNvmeAnaStateResponse> {
         self.read(request, |engine, message| async move {
-            let nexus = find(&engine, uuid("GetNvmeAnaStateRequest.uuid", &message.uuid)?).await?;
-            if nexus.device_uri.is_none() {
-                return Err(ApiError::invalid(format!("nexus {} is not published", nexus.uuid)));
-            }
-            let ana_state = proto::NvmeAnaState::from(nexus.ana_state).into();
+            let id = uuid("GetNvmeAnaStateRequest.uuid", &message.uuid)?;
+            let ana_state = proto::NvmeAnaState::from(engine.get_ana_state(id).await?).into();
             Ok(proto::GetNvmeAnaStateResponse { ana_state })
         })
         .await
@@ -231,9 +228,17 @@ impl proto::nexus_rpc_server::NexusRpc for Front {
 
     async fn set_nvme_ana_state(
         &self,
-        _: Request<proto::SetNvmeAnaStateRequest>,
+        request: Request<proto::SetNvmeAnaStateRequest>,
     ) -> Reply<proto::SetNvmeAnaStateResponse> {
-        Err(unimplemented_call("NexusRpc/SetNvmeAnaState"))
+        self.change(request, |engine, call, message| async move {
+            let id = uuid("SetNvmeAnaStateRequest.uuid", &message.uuid)?;
+            let state = proto::NvmeAnaState::try_from(message.ana_state).map_err(|_| {
+                let what = format!("{} is no ANA state", message.ana_state);
+                ApiError::invalid(format!("field SetNvmeAnaStateRequest.ana_state: {what}"))
+            })?;
+            Ok(with_nexus!(SetNvmeAnaStateResponse, engine.set_ana_state(call, id, state.into()).await?))
+        })
+        .await
     }
 
     async fn resize_nexus(&self, _: Request<proto::ResizeNexusRequest>) -> Reply<proto::ResizeNexusResponse> {

@@ -12,9 +12,9 @@ use crate::{
     engine::{Answer, Call, Engine},
     error::{ApiError, ErrorKind},
     types::{
-        AddChild, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica, DestroyReplica,
-        ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica, ResourceUsage,
-        Share,
+        AddChild, AnaState, BlockDevice, ChildAction, ChildRef, CreateNexus, CreatePool, CreateReplica,
+        DestroyReplica, ImportPool, Nexus, NodeInfo, Pool, PoolRef, RebuildRecord, RebuildStats, Replica,
+        ResourceUsage, Share,
     },
 };
 
@@ -153,6 +153,14 @@ impl Engine for SimEngine {
 
     fn unpublish_nexus(&self, call: Call, nexus: Uuid) -> Answer<'_, Nexus> {
         self.run("unpublish_nexus", Some(call), move |world, node| world.publish_nexus(node, nexus, None))
+    }
+
+    fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus> {
+        self.run("set_ana_state", Some(call), move |world, node| world.set_ana_state(node, nexus, state))
+    }
+
+    fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {
+        self.run("get_ana_state", None, move |world, node| world.get_ana_state(node, nexus))
     }
 
     fn add_child(&self, call: Call, request: AddChild) -> Answer<'_, Nexus> {

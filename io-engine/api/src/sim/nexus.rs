@@ -3,13 +3,13 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::world::{Rebuilds, World};
+use super::world::{Holder, Rebuilds, World};
 use crate::{
     error::ApiError,
     layout,
     types::{
         AddChild, AnaState, Child, ChildAction, ChildReason, ChildRef, ChildState, CreateNexus, Nexus,
-        NexusState, RebuildRecord, RebuildState, RebuildStats, Share, subsystem_nqn,
+        NexusState, Preempt, RebuildRecord, RebuildState, RebuildStats, Reservation, Share, subsystem_nqn,
     },
 };
 
@@ -20,10 +20,20 @@ pub(super) struct SimNexus {
     pub(super) name: String,
     uuid: Uuid,
     size_bytes: u64,
-    is_shut_down: bool,
+    life: Life,
+    ana: AnaState,
+    reservation: Option<Reservation>,
     share: Option<Share>,
     children: Vec<SimChild>,
     pub(super) history: Vec<RebuildRecord>,
+}
+
+/// Where a nexus is in its life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Standby,
+    Serving,
+    ShutDown,
 }
 
 /// A child and what it is in.
@@ -79,7 +89,7 @@ impl SimChild {
 
 impl SimNexus {
     pub(super) fn is_open(&self) -> bool {
-        !self.is_shut_down
+        self.life == Life::Serving
     }
 
     pub(super) fn open_children(&self) -> impl Iterator<Item = &str> {
@@ -89,7 +99,8 @@ impl SimNexus {
     fn shown(&self, address: std::net::IpAddr) -> Nexus {
         let healthy = self.children.iter().filter(|child| child.state == State::InSync).count();
         let state = match healthy {
-            _ if self.is_shut_down => NexusState::Shutdown,
+            _ if self.life == Life::Standby => NexusState::Unknown,
+            _ if self.life == Life::ShutDown => NexusState::Shutdown,
             0 => NexusState::Faulted,
             n if n == self.children.len() => NexusState::Online,
             _ => NexusState::Degraded,
@@ -109,7 +120,7 @@ impl SimNexus {
             state,
             children: self.children.iter().map(SimChild::shown).collect(),
             rebuilds: u32::try_from(rebuilds.count()).unwrap_or(u32::MAX),
-            ana_state: if device_uri.is_some() { AnaState::Optimized } else { AnaState::Invalid },
+            ana_state: if device_uri.is_some() { self.ana } else { AnaState::Invalid },
             device_uri,
             allowed_hosts: self.share.clone().unwrap_or_default().allowed_hosts,
         }
@@ -135,10 +146,29 @@ impl SimNexus {
             .ok_or_else(|| ApiError::not_found(format!("nexus {name} has no child {uri}")))
     }
 
+    fn check_is_published(&self) -> Result<(), ApiError> {
+        match self.share {
+            Some(_) => Ok(()),
+            None => Err(ApiError::invalid(format!("nexus {} is not published", self.name))),
+        }
+    }
+
+    /// Closes children and hosts' connections.
+    fn shut_down(&mut self) {
+        self.life = Life::ShutDown;
+        self.share = None;
+        for child in &mut self.children {
+            if child.is_open() {
+                child.state = State::Out { reason: ChildReason::Closed, may_return: true };
+            }
+        }
+    }
+
     fn check_serves(&self) -> Result<(), ApiError> {
-        match self.is_shut_down {
-            true => Err(ApiError::precondition(format!("nexus {} is shut down", self.name))),
-            false => Ok(()),
+        match self.life {
+            Life::ShutDown => Err(ApiError::precondition(format!("nexus {} is shut down", self.name))),
+            Life::Standby => Err(ApiError::precondition(format!("nexus {} is on standby", self.name))),
+            Life::Serving => Ok(()),
         }
     }
 
@@ -238,42 +268,153 @@ impl World {
         if request.children.is_empty() {
             return Err(ApiError::internal("a nexus needs children"));
         }
-        let mut size_bytes = request.size_bytes;
         let mut children: Vec<SimChild> = Vec::new();
         for uri in request.children {
-            size_bytes = size_bytes.min(self.open_child(node, &uri)?);
             if children.iter().any(|child| child.uri == uri) {
                 return Err(ApiError::invalid(format!("child {uri} is named twice")));
             }
-            children.push(SimChild { uri, state: State::InSync, faulted_at: None });
+            let state = State::Out { reason: ChildReason::Init, may_return: true };
+            children.push(SimChild { uri, state, faulted_at: None });
         }
         let nexus = SimNexus {
             name: request.name,
             uuid: request.uuid,
-            size_bytes,
-            is_shut_down: false,
+            size_bytes: request.size_bytes,
+            life: Life::Standby,
+            ana: AnaState::Inaccessible,
+            reservation: request.reservation,
             share: None,
             children,
             history: Vec::new(),
         };
         self.node_mut(node).nexuses.insert(request.uuid, nexus);
+        if !request.standby
+            && let Err(error) = self.activate(node, request.uuid)
+        {
+            self.node_mut(node).nexuses.remove(&request.uuid);
+            return Err(error);
+        }
         Ok(self.shown(node, request.uuid))
+    }
+
+    /// Makes a nexus on standby serve: its children are opened and reserved, or nothing is changed.
+    fn activate(&mut self, node: &str, id: Uuid) -> Result<(), ApiError> {
+        let nexus = self.nexus_mut(node, id)?;
+        let (mut size_bytes, reservation) = (nexus.size_bytes, nexus.reservation);
+        let uris: Vec<_> = nexus.children.iter().map(|child| child.uri.clone()).collect();
+        for uri in &uris {
+            size_bytes = size_bytes.min(self.open_child(node, uri)?);
+        }
+        let replaced = self.take_reservations(node, id, &uris, reservation)?;
+        for other in self.nodes_mut().flat_map(|node| node.nexuses.values_mut()) {
+            // The next command of the one replaced meets the reservation, and it stops.
+            if replaced.contains(&other.uuid) && other.is_open() {
+                other.shut_down();
+            }
+        }
+        let nexus = self.nexus_mut(node, id)?;
+        (nexus.size_bytes, nexus.life, nexus.ana) = (size_bytes, Life::Serving, AnaState::Optimized);
+        for child in &mut nexus.children {
+            child.state = State::InSync;
+        }
+        Ok(())
+    }
+
+    /// Takes the reservation of every child for a nexus, and tells whom it replaced.
+    fn take_reservations(
+        &mut self,
+        node: &str,
+        id: Uuid,
+        uris: &[String],
+        reservation: Option<Reservation>,
+    ) -> Result<Vec<Uuid>, ApiError> {
+        let reached: Vec<_> = uris.iter().filter_map(|uri| self.reach(node, uri)).collect();
+        let replicas: Vec<_> = reached.into_iter().map(|replica| replica.uuid).collect();
+        let mut replaced = Vec::new();
+        for replica in &replicas {
+            let Some(holder) = self.holder_mut(*replica).and_then(|holder| *holder) else { continue };
+            let is_replaced = holder.nexus == id
+                || match reservation.map(|reservation| reservation.preempt) {
+                    Some(Preempt::Holder) => true,
+                    Some(Preempt::Key(key)) => key == holder.key,
+                    Some(Preempt::Nobody) | None => false,
+                };
+            if !is_replaced {
+                let why = format!("replica {replica} is reserved by nexus {}", holder.nexus);
+                return Err(ApiError::internal(why));
+            }
+            replaced.push(holder.nexus);
+        }
+        if let Some(reservation) = reservation {
+            // Nexuses that never reserved are shut out as well.
+            let users = self.nexuses_over(&replicas);
+            replaced.extend(users);
+            replaced.retain(|replaced| *replaced != id);
+            for replica in replicas {
+                if let Some(holder) = self.holder_mut(replica) {
+                    *holder = Some(Holder { nexus: id, key: reservation.key });
+                }
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Nexuses that have one of the replicas open.
+    fn nexuses_over(&self, replicas: &[Uuid]) -> Vec<Uuid> {
+        let mut found = Vec::new();
+        for (name, node) in self.nodes() {
+            for nexus in node.nexuses.values().filter(|nexus| nexus.is_open()) {
+                let mut uses = nexus.open_children().filter_map(|uri| self.reach(name, uri));
+                if uses.any(|replica| replicas.contains(&replica.uuid)) {
+                    found.push(nexus.uuid);
+                }
+            }
+        }
+        found
+    }
+
+    pub(super) fn set_ana_state(&mut self, node: &str, id: Uuid, state: AnaState) -> Result<Nexus, ApiError> {
+        let nexus = self.nexus_mut(node, id)?;
+        if nexus.life == Life::ShutDown {
+            return Err(ApiError::precondition(format!("nexus {} was shut down", nexus.name)));
+        }
+        nexus.check_is_published()?;
+        match (nexus.life, state) {
+            (_, AnaState::Invalid | AnaState::PersistentLoss | AnaState::Change) => {
+                return Err(ApiError::invalid(format!("{state:?} is no ANA state that can be asked for")));
+            }
+            (Life::Standby, AnaState::NonOptimized) => {
+                return Err(ApiError::precondition(format!("nexus {} is on standby", nexus.name)));
+            }
+            (Life::Standby, AnaState::Optimized) => self.activate(node, id)?,
+            _ => nexus.ana = state,
+        }
+        Ok(self.shown(node, id))
+    }
+
+    pub(super) fn get_ana_state(&mut self, node: &str, id: Uuid) -> Result<AnaState, ApiError> {
+        let nexus = self.nexus_mut(node, id)?;
+        nexus.check_is_published()?;
+        Ok(nexus.ana)
+    }
+
+    /// Gives up what a nexus has reserved.
+    fn release(&mut self, id: Uuid) {
+        for holder in self.holders_mut() {
+            holder.take_if(|holder| holder.nexus == id);
+        }
     }
 
     pub(super) fn destroy_nexus(&mut self, node: &str, id: Uuid) -> Result<(), ApiError> {
         self.nexus_mut(node, id)?;
+        self.release(id);
         self.node_mut(node).nexuses.remove(&id);
         Ok(())
     }
 
     pub(super) fn shutdown_nexus(&mut self, node: &str, id: Uuid) -> Result<Nexus, ApiError> {
-        let nexus = self.nexus_mut(node, id)?;
-        nexus.is_shut_down = true;
-        for child in &mut nexus.children {
-            if child.is_open() {
-                child.state = State::Out { reason: ChildReason::Closed, may_return: true };
-            }
-        }
+        self.nexus_mut(node, id)?.shut_down();
+        self.release(id);
         Ok(self.shown(node, id))
     }
 
@@ -284,7 +425,7 @@ impl World {
         share: Option<Share>,
     ) -> Result<Nexus, ApiError> {
         let nexus = self.nexus_mut(node, id)?;
-        if share.is_some() {
+        if share.is_some() && nexus.life != Life::Standby {
             nexus.check_serves()?;
         }
         nexus.share = share;

@@ -102,6 +102,14 @@ struct SimReplica {
     thin: bool,
     share: Option<Share>,
     entity_id: Option<String>,
+    holder: Option<Holder>,
+}
+
+/// Who holds the reservation of a replica; kept on its disk.
+#[derive(Clone, Copy)]
+pub(super) struct Holder {
+    pub(super) nexus: Uuid,
+    pub(super) key: u64,
 }
 
 impl DiskPool {
@@ -332,6 +340,7 @@ impl Node {
             thin: request.thin,
             share: request.share,
             entity_id: request.entity_id,
+            holder: None,
         };
         pool.replicas.insert(request.uuid, replica);
         Ok(self.find_replica(request.uuid).expect("just made"))
@@ -396,6 +405,22 @@ impl World {
 
     pub(super) fn node_mut(&mut self, name: &str) -> &mut Node {
         self.find_mut(name).expect("the node was added to the cluster")
+    }
+
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&String, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// Who holds the reservation of a replica that is loaded anywhere.
+    pub(super) fn holder_mut(&mut self, replica: Uuid) -> Option<&mut Option<Holder>> {
+        let mut pools = self.nodes.values_mut().flat_map(Node::loaded_mut);
+        pools.find_map(|(_, pool)| Some(&mut pool.replicas.get_mut(&replica)?.holder))
+    }
+
+    /// The holders of all replicas that are loaded.
+    pub(super) fn holders_mut(&mut self) -> impl Iterator<Item = &mut Option<Holder>> {
+        let pools = self.nodes.values_mut().flat_map(Node::loaded_mut);
+        pools.flat_map(|(_, pool)| pool.replicas.values_mut().map(|replica| &mut replica.holder))
     }
 
     pub(super) fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {

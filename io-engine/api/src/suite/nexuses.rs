@@ -33,6 +33,7 @@ fn create_nexus(children: &[String]) -> CreateNexus {
         size_bytes: HOST_BYTES,
         cntlids: 1..=2,
         reservation: None,
+        standby: false,
         children: children.to_vec(),
         // Each story is a volume of its own, with no record of an earlier one.
         info_key: Some(Uuid::new_v4().to_string()),
@@ -233,5 +234,31 @@ pub(super) async fn a_nexus_that_was_shut_down_changes_no_more(subject: &Subject
     assert_eq!(kind(publish), ErrorKind::FailedPrecondition);
     let unknown = Uuid::from_u128(1);
     assert_eq!(kind(subject.engine.shutdown_nexus(PLAIN, unknown).await), ErrorKind::NotFound);
+    clean_up(subject).await;
+}
+
+pub(super) async fn hosts_are_told_the_access_state_of_their_path(subject: &Subject) {
+    use AnaState::{Inaccessible, NonOptimized, Optimized};
+    let engine = &subject.engine;
+    let uris = two_replicas(subject).await;
+    make_nexus(subject, &uris).await;
+    assert_eq!(kind(engine.set_ana_state(PLAIN, NEXUS, Inaccessible).await), ErrorKind::InvalidArgument);
+    assert_eq!(kind(engine.get_ana_state(NEXUS).await), ErrorKind::InvalidArgument);
+    engine.publish_nexus(PLAIN, NEXUS, Share::default()).await.expect("published");
+    for state in [NonOptimized, Inaccessible, Inaccessible, Optimized] {
+        let shown = engine.set_ana_state(PLAIN, NEXUS, state).await.expect("changed, or so already");
+        assert_eq!((shown.ana_state, shown.state), (state, NexusState::Online));
+        assert_eq!(engine.get_ana_state(NEXUS).await, Ok(state));
+    }
+    for state in [AnaState::Invalid, AnaState::PersistentLoss, AnaState::Change] {
+        let answer = engine.set_ana_state(PLAIN, NEXUS, state).await;
+        assert_eq!(kind(answer), ErrorKind::InvalidArgument, "{state:?}");
+    }
+    let unknown = Uuid::from_u128(1);
+    assert_eq!(kind(engine.set_ana_state(PLAIN, unknown, Optimized).await), ErrorKind::NotFound);
+    assert_eq!(kind(engine.get_ana_state(unknown).await), ErrorKind::NotFound);
+    engine.shutdown_nexus(PLAIN, NEXUS).await.expect("shut down");
+    let answer = engine.set_ana_state(PLAIN, NEXUS, Optimized).await;
+    assert_eq!(kind(answer), ErrorKind::FailedPrecondition);
     clean_up(subject).await;
 }

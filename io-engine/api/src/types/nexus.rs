@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NexusState {
-    /// Not known.
+    /// Not known, or on standby.
     Unknown,
     /// All children are online.
     Online,
@@ -183,6 +183,8 @@ pub struct CreateNexus {
     pub cntlids: RangeInclusive<u16>,
     /// Reservation on its children; `None` takes none.
     pub reservation: Option<Reservation>,
+    /// Touch no child and no record before the ANA state is set to optimized.
+    pub standby: bool,
     /// URIs of its children.
     pub children: Vec<String>,
     /// Key of its record in the store; its uuid where absent.

@@ -155,6 +155,7 @@ impl Session<'_> {
                     size_bytes,
                     cntlids: CNTLID_RANGE,
                     reservation: None,
+                    standby: false,
                     children,
                     info_key,
                 };
