@@ -20,6 +20,7 @@ pub mod pool;
 pub mod rebuild;
 pub mod record;
 pub mod replica;
+pub mod reservation;
 pub mod target;
 mod transport;
 pub mod watch;

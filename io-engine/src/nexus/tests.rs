@@ -5,6 +5,7 @@ mod oracle;
 mod outage;
 mod rebuild;
 mod reconcile;
+mod reserve;
 mod storm;
 mod world;
 mod write;

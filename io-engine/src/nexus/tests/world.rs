@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::{Either, select};
+use nvme::command::reservation::ReservationCommand;
 use runtime::sim::Sim;
 use runtime::{IoBuf, IoBytes};
 use tracing_subscriber::fmt::format::Writer;
@@ -28,6 +29,8 @@ use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::{ChildSpec, Nexus, NexusError, NexusSpec};
 use crate::record::RecordValue;
 use crate::record::memory::MemoryStore;
+use crate::reservation::fence::calls;
+use crate::reservation::{Access, Caller, Fence, Reservations, stored};
 use crate::watch;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -58,6 +61,26 @@ struct Durable {
     first_opened_by: Uuid,
     allocated: BTreeSet<u64>,
     notes: Notes,
+    reservations: Option<Vec<u8>>,
+}
+
+/// Identifies an engine towards replicas.
+pub(super) type HostId = [u8; 16];
+
+/// The engine that nexuses run on unless a test says otherwise.
+pub(super) const HOST: HostId = [1; 16];
+
+/// Which connections hold: each takes note of both numbers when it is made.
+#[derive(Clone, Debug, Default)]
+struct Generations {
+    of_all: u64,
+    of_host: BTreeMap<HostId, u64>,
+}
+
+impl Generations {
+    fn now(&self, host: HostId) -> (u64, u64) {
+        (self.of_all, self.of_host.get(&host).copied().unwrap_or_default())
+    }
 }
 
 /// A replica and its engine.
@@ -70,9 +93,10 @@ pub(super) struct Replica {
     reach: Cell<Reach>,
     boot: Cell<Uuid>,
     engine: watch::Sender<Uuid>,
-    /// Commands an engine has begun and not finished.
-    begun: watch::Sender<u32>,
-    connections: watch::Sender<u64>,
+    /// Commands the engine has begun and not finished, by who sent them.
+    begun: watch::Sender<BTreeMap<HostId, u32>>,
+    connections: watch::Sender<Generations>,
+    fence: RefCell<Rc<Fence>>,
     /// Knows nothing of membership.
     pub(super) is_mute: Cell<bool>,
     /// Milliseconds a command may take.
@@ -100,8 +124,9 @@ impl Replica {
             reach: Cell::new(Reach::Up),
             boot: Cell::new(fresh_id()),
             engine: watch::Sender::new(fresh_id()),
-            begun: watch::Sender::new(0),
-            connections: watch::Sender::new(0),
+            begun: watch::Sender::new(BTreeMap::new()),
+            connections: watch::Sender::new(Generations::default()),
+            fence: RefCell::new(Rc::new(Fence::new(Reservations::default()))),
             is_mute: Cell::new(false),
             latency_ms_max: Cell::new(0),
             log: RefCell::default(),
@@ -129,7 +154,20 @@ impl Replica {
 
     pub(super) fn break_connections(&self) {
         tracing::debug!(replica = %self.id, "the world: connections break");
-        self.connections.send_modify(|generation| *generation += 1);
+        self.connections.send_modify(|generations| generations.of_all += 1);
+    }
+
+    fn break_connections_of(&self, host: HostId) {
+        self.connections.send_modify(|generations| *generations.of_host.entry(host).or_default() += 1);
+    }
+
+    fn fence(&self) -> Rc<Fence> {
+        Rc::clone(&self.fence.borrow())
+    }
+
+    /// Who has reserved the replica, as its engine sees it now.
+    pub(super) fn reservations(&self) -> ReservationReport {
+        self.fence().state().report()
     }
 
     /// The engine's process dies and is started again at once; what it wrote is there.
@@ -137,6 +175,9 @@ impl Replica {
         tracing::info!(replica = %self.id, "the world: engine starts anew");
         self.engine.send_replace(fresh_id());
         self.writes_in_flight.borrow_mut().clear();
+        let kept = self.durable.borrow().reservations.as_deref().map(stored::decode);
+        let kept = kept.map(|kept| kept.expect("what was stored is read"));
+        self.fence.replace(Rc::new(Fence::new(kept.unwrap_or_default())));
         self.break_connections();
     }
 
@@ -248,7 +289,9 @@ fn geometry() -> Geometry {
 /// A connection to a replica.
 pub(super) struct Connection {
     replica: Rc<Replica>,
-    generation: u64,
+    host: HostId,
+    caller: Rc<Caller>,
+    generation: (u64, u64),
     is_closed: watch::Sender<bool>,
 }
 
@@ -264,15 +307,15 @@ impl Connection {
     ) -> Result<T, BlockError> {
         let mut closed = self.is_closed.subscribe();
         let mut generations = self.replica.connections.subscribe();
-        if *closed.borrow() || *generations.borrow() != self.generation {
+        if *closed.borrow() || generations.borrow().now(self.host) != self.generation {
             return Err(path_lost());
         }
         let is_black = self.replica.reach.get() == Reach::Black;
-        let generation = self.generation;
+        let (host, generation) = (self.host, self.generation);
         let broken = async {
             select(
                 pin!(closed.wait_for(|closed| *closed)),
-                pin!(generations.wait_for(|now| *now != generation)),
+                pin!(generations.wait_for(|now| now.now(host) != generation)),
             )
             .await;
         };
@@ -281,7 +324,7 @@ impl Connection {
         let serving = *engine.borrow();
         if !is_black {
             // At once: an open that comes before the task's first turn has to drain it as well.
-            replica.begun.send_modify(|begun| *begun += 1);
+            replica.begun.send_modify(|begun| *begun.entry(host).or_default() += 1);
         }
         let served = async move {
             if is_black {
@@ -298,7 +341,7 @@ impl Connection {
                 Either::Left((result, _)) => Some(result),
                 Either::Right(_) => None,
             };
-            replica.begun.send_modify(|begun| *begun -= 1);
+            replica.begun.send_modify(|begun| *begun.get_mut(&host).expect("counted above") -= 1);
             // The reply does not get through a network that lost it meanwhile.
             if outcome.is_none() || replica.reach.get() != Reach::Up {
                 std::future::pending::<()>().await;
@@ -315,13 +358,19 @@ impl Connection {
     /// A question about, or a change of, what the replica keeps beside the data.
     async fn ask<T: 'static>(
         &self,
+        access: Option<Access>,
         question: impl FnOnce(&mut Durable) -> T + 'static,
     ) -> Result<T, BlockError> {
         if self.replica.is_mute.get() {
             return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
         }
-        let replica = Rc::clone(&self.replica);
-        self.send(async move { Ok(question(&mut replica.durable.borrow_mut())) }).await
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        self.send(async move {
+            let fence = replica.fence();
+            let _admitted = access.map(|access| fence.admit(&caller, access)).transpose()?;
+            Ok(question(&mut replica.durable.borrow_mut()))
+        })
+        .await
     }
 
     fn bytes(range: LbaRange) -> Range<u64> {
@@ -335,7 +384,9 @@ impl Connection {
         command: impl AsyncFnOnce(FaultyDevice<MemoryDevice>) -> Result<(), BlockError> + 'static,
     ) -> Result<(), BlockError> {
         let replica = Rc::clone(&self.replica);
+        let caller = Rc::clone(&self.caller);
         self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Write)?;
             let bytes = Self::bytes(range);
             replica.opens(&bytes);
             if is_data {
@@ -362,8 +413,13 @@ impl BlockDevice for Connection {
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
-        let disk = self.replica.disk.borrow().clone();
-        self.send(async move { disk.read(lba, buf).await }).await
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Read)?;
+            let disk = replica.disk.borrow().clone();
+            disk.read(lba, buf).await
+        })
+        .await
     }
 
     async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
@@ -388,8 +444,10 @@ impl BlockDevice for Connection {
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
-        let disk = self.replica.disk.borrow().clone();
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
         self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Write)?;
+            let disk = replica.disk.borrow().clone();
             disk.flush().await?;
             // What is durable need not be kept apart any more.
             disk.inner().record();
@@ -412,13 +470,19 @@ impl Member for Connection {
         if self.replica.is_mute.get() {
             return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
         }
-        let replica = Rc::clone(&self.replica);
-        self.send(async move { replica.join(volume, epoch, caught_up) }).await
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Write)?;
+            replica.join(volume, epoch, caught_up)
+        })
+        .await
     }
 
     async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
-        let (replica, regions) = (Rc::clone(&self.replica), regions.to_vec());
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        let regions = regions.to_vec();
         self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Write)?;
             replica.closes.set(replica.closes.get() + 1);
             let in_flight = replica.writes_in_flight.borrow();
             let mut durable = replica.durable.borrow_mut();
@@ -440,8 +504,9 @@ impl Member for Connection {
         if self.replica.is_mute.get() {
             return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
         }
-        let replica = Rc::clone(&self.replica);
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
         self.send(async move {
+            let _admitted = replica.fence().admit(&caller, Access::Read)?;
             let durable = replica.durable.borrow();
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for block in durable.allocated.range(within.start / BLOCK..within.end.div_ceil(BLOCK)) {
@@ -466,7 +531,7 @@ impl Member for Connection {
         more_follow: bool,
     ) -> Result<(), BlockError> {
         let regions = regions.to_vec();
-        self.ask(move |durable| {
+        self.ask(Some(Access::Write), move |durable| {
             let open = durable.open.clone();
             durable.notes.note(member, left_at, &regions, more_follow, &open);
         })
@@ -474,49 +539,74 @@ impl Member for Connection {
     }
 
     async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
-        self.ask(|durable| durable.notes.absent()).await
+        self.ask(None, |durable| durable.notes.absent()).await
     }
 
     async fn missed(&self, member: Uuid, first: u64, most: usize) -> Result<Option<Missed>, BlockError> {
-        self.ask(move |durable| durable.notes.missed(member, first, most)).await
+        self.ask(None, move |durable| durable.notes.missed(member, first, most)).await
     }
 
     async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
-        self.ask(move |durable| durable.notes.forget(member)).await
+        self.ask(Some(Access::Write), move |durable| durable.notes.forget(member)).await
     }
 }
 
-fn no_reservations() -> BlockError {
-    BlockError::new(ErrorKind::Unsupported, "no reservations")
+impl Connection {
+    async fn reserve(&self, command: ReservationCommand) -> Result<(), BlockError> {
+        if self.replica.is_mute.get() {
+            return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
+        }
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        self.send(async move {
+            let fence = replica.fence();
+            let keep = async |stored| {
+                replica.durable.borrow_mut().reservations = stored;
+                Ok(())
+            };
+            Ok(fence.execute(&caller, command, keep).await?)
+        })
+        .await
+    }
 }
 
 impl Reserve for Connection {
-    async fn register(&self, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn register(&self, key: u64) -> Result<(), BlockError> {
+        self.reserve(calls::register(key)).await
     }
 
     async fn unregister(&self) -> Result<(), BlockError> {
-        Err(no_reservations())
+        match self.replica.fence().key_of(&self.caller) {
+            Some(key) => calls::given_up(self.reserve(calls::unregister(key)).await),
+            None => Ok(()),
+        }
     }
 
-    async fn acquire(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn acquire(&self, kind: ReservationType, key: u64) -> Result<(), BlockError> {
+        self.reserve(calls::acquire(kind, key)).await
     }
 
-    async fn preempt(&self, _: ReservationType, _: u64, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn preempt(&self, kind: ReservationType, key: u64, preempted: u64) -> Result<(), BlockError> {
+        self.reserve(calls::preempt(kind, key, preempted)).await
     }
 
-    async fn release(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn release(&self, kind: ReservationType, key: u64) -> Result<(), BlockError> {
+        calls::given_up(self.reserve(calls::release(kind, key)).await)
     }
 
     async fn reservation(&self) -> Result<ReservationReport, BlockError> {
-        Err(no_reservations())
+        if self.replica.is_mute.get() {
+            return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
+        }
+        let replica = Rc::clone(&self.replica);
+        self.send(async move { Ok(replica.fence().state().report()) }).await
     }
 
     async fn confirm(&self) -> Result<(), BlockError> {
-        Err(no_reservations())
+        if self.replica.is_mute.get() {
+            return Err(BlockError::new(ErrorKind::Unsupported, "mute"));
+        }
+        let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
+        self.send(async move { replica.fence().confirm(&caller) }).await
     }
 }
 
@@ -539,7 +629,9 @@ pub(super) struct World {
 /// What a nexus in this world is built from.
 #[derive(Clone)]
 pub(super) struct TestParts {
-    world: Rc<World>,
+    pub(super) world: Rc<World>,
+    /// The engine it runs on.
+    pub(super) host: HostId,
 }
 
 impl Parts for TestParts {
@@ -556,10 +648,17 @@ impl Parts for TestParts {
             Reach::Up => {}
         }
         // An older association is closed, and what it had begun is drained (SAFETY D7).
-        replica.break_connections();
-        let _ = replica.begun.subscribe().wait_for(|begun| *begun == 0).await;
-        let generation = *replica.connections.borrow();
-        Ok(Connection { replica: Rc::clone(replica), generation, is_closed: watch::Sender::new(false) })
+        let host = self.host;
+        replica.break_connections_of(host);
+        let _ = replica.begun.subscribe().wait_for(|begun| begun.get(&host).is_none_or(|it| *it == 0)).await;
+        let fence = replica.fence();
+        Ok(Connection {
+            replica: Rc::clone(replica),
+            host,
+            caller: if replica.is_local && host == HOST { fence.opener(host) } else { fence.host(host) },
+            generation: replica.connections.borrow().now(host),
+            is_closed: watch::Sender::new(false),
+        })
     }
 
     fn store(&self) -> &MemoryStore {
@@ -595,11 +694,11 @@ impl World {
     }
 
     pub(super) async fn try_nexus(self: &Rc<Self>, replicas: &[usize]) -> Result<TestNexus, NexusError> {
-        Nexus::create(self.spec(replicas), TestParts { world: Rc::clone(self) }).await
+        Nexus::create(self.spec(replicas), TestParts { world: Rc::clone(self), host: HOST }).await
     }
 
     pub(super) async fn create(self: &Rc<Self>, spec: NexusSpec) -> Result<TestNexus, NexusError> {
-        Nexus::create(spec, TestParts { world: Rc::clone(self) }).await
+        Nexus::create(spec, TestParts { world: Rc::clone(self), host: HOST }).await
     }
 
     /// A nexus over these replicas.
