@@ -358,6 +358,34 @@ fn d2_a_sequential_writer_opens_regions_ahead_and_a_random_one_does_not() {
     });
 }
 
+/// Else every sequential writer would leave some behind, until the whole replica is open and copied after a crash.
+#[test]
+fn d2_what_was_opened_ahead_and_never_written_is_closed_with_what_was_written_before_it() {
+    run(1, async {
+        let device = memory(32 * MIB);
+        let pool = create(&device).await;
+        let replica = add(&pool, 1, 16 * MIB, true).await;
+        let open = async || replica.report().await.unwrap().open_regions;
+        for at in [8 * MIB, 8 * MIB + 65536, 8 * MIB + 10 * 65536] {
+            write(&replica, at, &[1; PAGE]).await.unwrap();
+        }
+        assert_eq!(open().await, (128..=128 + 65).collect::<Vec<u64>>());
+        replica.close_regions(&[128, 129]).await.unwrap();
+        // 138 was written: a nexus has it in its books.
+        assert_eq!(open().await, (138..=128 + 65).collect::<Vec<u64>>());
+        replica.close_regions(&[138]).await.unwrap();
+        assert!(open().await.is_empty());
+        // A region that was open before somebody wrote in front of it was written.
+        write(&replica, 4 * MIB, &[1; PAGE]).await.unwrap();
+        write(&replica, 4 * MIB - 2 * 65536, &[1; PAGE]).await.unwrap();
+        write(&replica, 4 * MIB - 65536, &[1; PAGE]).await.unwrap();
+        replica.close_regions(&[62, 63]).await.unwrap();
+        assert_eq!(open().await.first(), Some(&64));
+        replica.close_regions(&[64]).await.unwrap();
+        assert!(open().await.is_empty());
+    });
+}
+
 #[test]
 fn d3_a_replica_lost_power_exactly_when_its_machine_did_without_an_export() {
     run(1, async {

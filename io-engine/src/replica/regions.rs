@@ -21,7 +21,8 @@ const REGION_BYTES_MAX: u64 = 1 << 20;
 /// Up to this many regions they are made larger rather than more.
 const REGIONS_WANTED_MAX: u64 = 1 << 16;
 /// What is opened ahead of a write that follows an open region: a sequential writer pays one flush for this much. It is
-/// also what may be copied in vain after a crash.
+/// also what may be copied in vain after a crash. What was never written of it is closed with the region before it: no
+/// nexus knows of it, so none would ask for that, and a volume would come to be open as a whole.
 const AHEAD_BYTES: u64 = 4 << 20;
 /// Runs of regions closed in one record.
 const RUNS_PER_RECORD: usize = 256;
@@ -34,6 +35,9 @@ pub(super) fn region_bytes(len_bytes: u64) -> u32 {
 
 struct State {
     ready: Bitmap,
+    /// Open, and nothing that a write left there is unknown to other members: opened ahead, and no write into it ended
+    /// since.
+    ahead: Bitmap,
     next_write: u64,
     /// Regions of the writes in flight, one entry per write.
     writes: BTreeMap<u64, Range<u64>>,
@@ -52,7 +56,10 @@ pub(super) struct OpenRegions {
 
 impl Drop for OpenRegions {
     fn drop(&mut self) {
-        self.state.borrow_mut().writes.remove(&self.write);
+        let mut state = self.state.borrow_mut();
+        if let Some(written) = state.writes.remove(&self.write) {
+            state.ahead.set(written, false);
+        }
     }
 }
 
@@ -63,12 +70,59 @@ impl State {
         let end = if is_sequential { regions.end + ahead } else { regions.end };
         regions.start..end.min(self.ready.len())
     }
+
+    /// Notes what is being opened ahead; what is open already may have been written.
+    fn note_ahead(&mut self, regions: Range<u64>) {
+        for region in regions {
+            if !self.ready.get(region) {
+                self.ahead.set(region..region + 1, true);
+            }
+        }
+    }
+
+    fn is_being_written(&self, region: u64) -> bool {
+        self.writes.values().any(|write| write.contains(&region))
+    }
+
+    /// Takes regions off `rest`, as many as fit a record, and closes those into which no write is in flight.
+    fn close_some(&mut self, rest: &mut &[u64]) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        while let Some((&region, later)) = rest.split_first() {
+            let end = runs.last().map(|run| run.first + run.count);
+            if end != Some(region) && runs.len() == RUNS_PER_RECORD {
+                break;
+            }
+            *rest = later;
+            let is_closed = end.is_some_and(|end| region < end);
+            if is_closed || region >= self.ready.len() {
+                continue;
+            }
+            if self.is_being_written(region) {
+                // Or is being opened ahead of a write; it is that write's, then.
+                self.ahead.set(region..region + 1, self.ready.get(region));
+                continue;
+            }
+            let behind = region + 1..self.ready.len();
+            let ahead =
+                behind.take_while(|next| self.ahead.get(*next) && !self.is_being_written(*next)).count();
+            let closed = region..region + 1 + ahead as u64;
+            self.ready.set(closed.clone(), false);
+            self.ahead.set(closed.clone(), false);
+            let count = closed.end - closed.start;
+            match runs.last_mut() {
+                Some(run) if end == Some(region) => run.count += count,
+                _ => runs.push(Run { first: region, count }),
+            }
+        }
+        runs
+    }
 }
 
 impl Regions {
     /// The regions that `open` says are durably open.
     pub(super) fn new(region_bytes: u32, open: Bitmap) -> Self {
-        let state = State { ready: open, next_write: 0, writes: BTreeMap::new() };
+        let ahead = Bitmap::new(open.len());
+        let state = State { ready: open, ahead, next_write: 0, writes: BTreeMap::new() };
         Self { region_bytes: u64::from(region_bytes), state: Rc::new(RefCell::new(state)) }
     }
 
@@ -86,6 +140,9 @@ impl Regions {
             state.next_write += 1;
             let is_ready = state.ready.find_in(regions.clone(), false).is_none();
             let opened = (!is_ready).then(|| state.with_ahead(&regions, AHEAD_BYTES / self.region_bytes));
+            if let Some(opened) = &opened {
+                state.note_ahead(regions.end..opened.end);
+            }
             // What is being opened must not be closed meanwhile, ahead or not.
             state.writes.insert(write, opened.clone().unwrap_or_else(|| regions.clone()));
             (OpenRegions { state: Rc::clone(&self.state), write }, opened)
@@ -100,32 +157,14 @@ impl Regions {
         Ok(guard)
     }
 
-    /// Closes those of the regions into which no write is in flight, durably. Ascending, without repetition.
+    /// Closes those of the regions into which no write is in flight, durably, each with what was opened ahead of it and
+    /// never written. Ascending, without repetition.
     pub(super) async fn close(&self, core: &Core, replica: Uuid, regions: &[u64]) -> Result<(), PoolError> {
         let mut rest = regions;
         while !rest.is_empty() {
-            let mut runs: Vec<Run> = Vec::new();
-            {
-                // From here to the queue of the journal nothing is awaited: a write that comes later finds the region
-                // not ready, and its opening is queued behind this closing.
-                let mut state = self.state.borrow_mut();
-                while let Some((&region, later)) = rest.split_first() {
-                    let is_next = runs.last().is_some_and(|run| run.first + run.count == region);
-                    if !is_next && runs.len() == RUNS_PER_RECORD {
-                        break;
-                    }
-                    rest = later;
-                    let is_written = state.writes.values().any(|write| write.contains(&region));
-                    if is_written || region >= state.ready.len() {
-                        continue;
-                    }
-                    state.ready.set(region..region + 1, false);
-                    match runs.last_mut() {
-                        Some(run) if is_next => run.count += 1,
-                        _ => runs.push(Run { first: region, count: 1 }),
-                    }
-                }
-            }
+            // From here to the queue of the journal nothing is awaited: a write that comes later finds the region not
+            // ready, and its opening is queued behind this closing.
+            let runs = self.state.borrow_mut().close_some(&mut rest);
             if !runs.is_empty() {
                 core.commit_durable(vec![Change::RegionsClosed { replica, regions: runs }]).await?;
             }
