@@ -41,7 +41,14 @@ fn a_pool_on_a_file_outlives_its_engine_and_can_be_looked_at() {
     });
     let (is_pool, text) = inspect(&path);
     assert!(is_pool, "{text}");
-    for part in ["name: \"pool\"", "name: \"replica-1\"", "BlocksWritten", "RegionsOpened", "would be next"] {
+    for part in [
+        "name: \"pool\"",
+        "name: \"replica-1\"",
+        "BlocksWritten",
+        "RegionsOpened",
+        "would be next",
+        "[0..1, 15..17]",
+    ] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
     runtime::block_on(async {

@@ -1,4 +1,4 @@
-//! Prints every structure of a pool on a disk: label, superblock, checkpoint and journal.
+//! Prints every structure of a pool on a disk: label, superblock, checkpoint, journal and open regions.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,8 @@ use io_engine::block::BaseDevice;
 use io_engine::device::{FileDevice, look_for_data};
 use io_engine::pool::{Kind, inspect};
 
-/// Prints what a pool's disk holds: label, superblock, checkpoint and journal, readably.
+/// Prints what a pool's disk holds: label, superblock, checkpoint and journal, readably, and which regions of its
+/// replicas are open: those that members may differ in if the volume's target died now.
 ///
 /// The disk is only read, and may be in use by an engine; what is printed of a journal that grows meanwhile ends
 /// somewhere. A disk without a pool is described by the foreign data that was found on it.

@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use super::checkpoint;
 use super::error::PoolError;
-use super::open::UnverifiedPool;
+use super::open::{UnverifiedPool, replay};
 use super::record::Change;
 use crate::block::BaseDevice;
 
-/// Describes label, superblock, checkpoint and journal of the pool on a disk, which is only read.
+/// Describes label, superblock, checkpoint and journal of the pool on a disk, which is only read, and which regions
+/// of its replicas they leave open.
 ///
 /// A pool that cannot be opened is described as far as it can be read, with the reason at the end.
 pub async fn inspect(device: BaseDevice) -> Result<String, PoolError> {
@@ -48,7 +49,7 @@ async fn describe_tables(
         }
     }
     line(text, format_args!("journal:"));
-    let (_, _, log) = found.load().await?;
+    let (_, mut state, log) = found.load().await?;
     for (header, changes) in &log.records {
         line(
             text,
@@ -60,6 +61,12 @@ async fn describe_tables(
         describe(changes, text);
     }
     line(text, format_args!("  end: record {} would be next", log.next_sequence));
+    replay(device, &mut state, &log, false).await?;
+    line(text, format_args!("open regions:"));
+    for (uuid, replica) in &state.replicas {
+        let bytes = replica.row.region_bytes;
+        line(text, format_args!("  replica {uuid}, regions of {bytes} bytes: {:?}", runs(&replica.open)));
+    }
     Ok(())
 }
 

@@ -240,7 +240,7 @@ impl UnverifiedPool {
 ///
 /// After a power loss, blocks whose record was never flushed together with their data count as written only where the
 /// data is on the disk: else they would show what an earlier owner of the extent left there (SAFETY D10, D11).
-async fn replay(
+pub(super) async fn replay(
     device: &BaseDevice,
     state: &mut State,
     log: &Log,
