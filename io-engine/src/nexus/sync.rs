@@ -131,9 +131,10 @@ impl<P: Parts> Inner<P> {
     }
 
     async fn sync(self: &Rc<Self>) {
-        let total = self.unsynced.borrow().len();
-        tracing::info!(nexus.id = %self.uuid, regions = total, "copying regions left open");
+        let found = self.unsynced.borrow().len();
+        tracing::info!(nexus.id = %self.uuid, regions = found, "copying regions left open");
         let mut copies = FuturesUnordered::new();
+        let mut copied = 0_usize;
         loop {
             while copies.len() < limits::RECONCILE_COPIES {
                 let Some(region) = self.unsynced.borrow_mut().take() else { break };
@@ -144,13 +145,17 @@ impl<P: Parts> Inner<P> {
                 });
             }
             let Some(done) = copies.next().await else { break };
+            copied += 1;
             self.unsynced.borrow_mut().copying.remove(&done);
             self.regions.borrow_mut().note_open(done);
             self.wake_ticker();
             self.sync_progress.notify_waiters();
         }
         self.unsynced.borrow_mut().is_running = false;
-        tracing::info!(nexus.id = %self.uuid, regions = total, "regions left open are equal on all members");
+        let region_bytes = self.regions.borrow().region_bytes();
+        tracing::info!(
+            nexus.id = %self.uuid, regions = copied, region_bytes, "regions left open are equal on all members"
+        );
         self.note_caught_up().await;
     }
 
