@@ -128,7 +128,7 @@ async fn a_mirrored_volume_outlives_every_fault_that_it_is_made_for() -> Result<
 
 async fn make_mirror(lab: &Lab) -> Result<Mirror> {
     // Beside the records stands whose they are: a store that does not say so is not believed (SAFETY D6).
-    lab.etcd.put("/stories/RegistryIdentity/self", "this cluster").await?;
+    lab.etcd.put("/stories/RegistryIdentity/self", r#"{"cluster":"this one"}"#).await?;
     for node in 1..=3 {
         let disk = lab.node(node).disk();
         lab.create_pool(node, "pool", &disk.display().to_string(), Some(CLUSTER_BYTES)).await?;

@@ -21,7 +21,7 @@ async fn etcd_passes_the_suite() {
     let store = client_of(&etcd, Duration::from_secs(10));
     suite::check(&store, "/nexus/without/info", None).await;
     let mut raw = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
-    raw.put(IDENTITY_KEY, "cluster-1", None).await.unwrap();
+    raw.put(IDENTITY_KEY, r#"{"incarnation":"1","cluster":"cluster-1"}"#, None).await.unwrap();
     suite::check(&store, "/nexus/with/info", Some("cluster-1")).await;
 }
 

@@ -15,6 +15,19 @@ use tokio::sync::{OnceCell, oneshot};
 use crate::record::store::{Loaded, RecordStore, Revision, StoreError};
 use crate::record::value::{RecordValue, membership_key};
 
+/// The part of a registry's identity that nexuses go by.
+#[derive(serde::Deserialize)]
+struct Identity {
+    #[serde(default)]
+    cluster: Option<String>,
+}
+
+/// The cluster that a registry's identity names: the installation, whichever incarnation of its registry wrote it. One
+/// that names none, or that cannot be read, proves nothing (SAFETY D6).
+fn cluster_of(identity: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Identity>(identity).ok()?.cluster
+}
+
 /// How to reach etcd.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
@@ -22,7 +35,7 @@ pub struct EtcdOptions {
     pub endpoints: Vec<String>,
     /// Limit on one request, connecting included.
     pub timeout: Duration,
-    /// Key under which the cluster's identity stands; read with every record.
+    /// Key under which the registry's identity stands, a JSON object with the field `cluster`; read with every record.
     pub identity_key: String,
 }
 
@@ -108,7 +121,7 @@ impl Shared {
                 Some((value, revision))
             }
         };
-        let identity = identity.map(|kv| String::from_utf8_lossy(kv.value()).into_owned());
+        let identity = identity.and_then(|found| cluster_of(found.value()));
         Ok(Loaded { record, identity })
     }
 
@@ -151,5 +164,24 @@ impl RecordStore for EtcdStore {
         self.call(async move { shared.swap(key, expected, value).await })
             .await
             .unwrap_or_else(|| Err(StoreError::OutcomeUnknown("the engine is stopping".into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A registry that is restored or taken over is another incarnation for the same cluster, and stops no volume.
+    #[test]
+    fn d6_the_cluster_is_the_identity_and_not_the_whole_document() {
+        let cluster = |document: &str| cluster_of(document.as_bytes());
+        let ours = cluster(r#"{"incarnation":"1","cluster":"c"}"#);
+        assert_eq!(ours.as_deref(), Some("c"));
+        assert_eq!(cluster(r#"{"cluster":"c","incarnation":"2","more":[]}"#), ours);
+        assert_ne!(cluster(r#"{"incarnation":"1","cluster":"d"}"#), ours);
+        for nobody in [r#"{"incarnation":"1"}"#, r#"{"incarnation":"1","cluster":null}"#, "this cluster", ""]
+        {
+            assert_eq!(cluster(nobody), None, "{nobody}");
+        }
     }
 }
