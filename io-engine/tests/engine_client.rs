@@ -157,7 +157,7 @@ v1     bdev:///r1?uuid={R1}                                          online  -  
 v1     nvmf+tcp://10.0.0.1:8420/nqn.2019-05.io.openebs:r2?uuid={R2}  online  -       -        -
 
 Connect a Linux host with:
-  nvme connect -t tcp -a 10.0.0.1 -s 8420 -n nqn.2019-05.io.openebs:v1
+  nvme connect -t tcp -a 10.0.0.1 -s 8420 -n nqn.2019-05.io.openebs:v1 --reconnect-delay=1 --ctrl-loss-tmo=-1
 "
         ),
     );
