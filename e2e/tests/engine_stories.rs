@@ -1,6 +1,7 @@
 //! Engines on nodes of their own, driven over gRPC, as a Linux host sees them: no operator, nothing that heals by
 //! itself but what engines promise.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -386,37 +387,59 @@ async fn d3_after_a_crash_of_the_nexus_only_open_regions_are_copied(
     host: &LinuxHost,
     load: &GuestIo<'_>,
 ) -> Result<()> {
-    // After a flush the nexus closes what is not written any more, within seconds.
+    let held = lab.node(2).api()?.list_replicas().await?;
+    let copy = mirror.copy_on(2)?.uuid;
+    let held = held.iter().find(|replica| replica.uuid == copy).context("its replica")?.usage.allocated_bytes;
+    // After a flush the nexus closes what is not written any more. The load's own area is a small part.
     host.sh("sync").await?;
-    let begin = load.progress().await?;
-    wait_until(PATIENCE, "12 s of writes to a small area", || async {
-        let summary = load.progress().await?;
-        ensure!(summary.elapsed_ms >= begin.elapsed_ms + 12_000, "{summary:?}");
+    wait_until(PATIENCE, "most of what was written to be closed", || async {
+        let (region_bytes, open) = mirror.open_regions(lab, 1).await?;
+        let open_bytes = region_bytes * u64::try_from(open.len())?;
+        ensure!(open_bytes < held / 2, "{open_bytes} bytes of {held} are open: {open:?}");
         Ok(())
     })
     .await?;
-    let remote = lab.node(2).api()?;
-    let held = remote.list_replicas().await?;
-    let copy = mirror.copy_on(2)?.uuid;
-    let held = held.iter().find(|replica| replica.uuid == copy).context("its replica")?.usage.allocated_bytes;
-    let written = async || anyhow::Ok(remote.resource_usage().await?.out_block_ops.unsigned_abs() * 512);
 
     lab.engine(1).kill();
+    // Then nothing is under way any more on the other nodes, and nobody is there to close anything.
     waits(load, Duration::from_secs(2)).await?;
-    let before = written().await?;
+    let mut open = BTreeSet::new();
+    let mut region_bytes = 0;
+    for node in 1..=3 {
+        let read = wait_until(PATIENCE, "its disk to be read", || mirror.open_regions(lab, node)).await?;
+        region_bytes = read.0;
+        open.extend(read.1);
+    }
     lab.restart_engine(1).await?;
     let nexus = wait_until(PATIENCE, "the new nexus", || async { mirror.clone().open(lab).await }).await?;
     mirror.nexus = nexus.uuid;
     ensure!(nexus.children.iter().all(|child| child.state == ChildState::Online), "members stay: {nexus:?}");
     let path = mirror.publish(lab, &[host.host_nqn()]).await?;
     goes_on(load).await?;
-    let copied = written().await? - before;
-    ensure!(copied < held / 2, "{copied} bytes were written to a replica that holds {held}");
+    let copied = wait_until(PATIENCE, "the end of the copy", || async {
+        let log = std::fs::read_to_string(lab.node(1).process()?.log_path())?;
+        copied_after_crash(&log, mirror.nexus).context("its engine's log does not tell it yet")
+    })
+    .await?;
+    println!("    copied {} of {held} bytes", copied * region_bytes);
+    ensure!(copied == u64::try_from(open.len())?, "{copied} regions were copied, and open were {open:?}");
+    ensure!(
+        copied * region_bytes < held / 2,
+        "{copied} regions of {region_bytes} are not a part of {held} bytes"
+    );
     ensure!(lab.node(1).api()?.rebuild_history().await?.is_empty(), "nothing was rebuilt");
     ensure!(mirror.look(lab).await?.state == NexusState::Online, "{:?}", mirror.look(lab).await?);
     // It is the path the host knew: nobody connected it again.
     ensure!(host.controllers().await?.iter().any(|seen| seen.nqn == path.nqn && seen.state == "live"));
     Ok(())
+}
+
+/// How many regions a nexus made equal on its members after a crash, as its engine's log says.
+fn copied_after_crash(log: &str, nexus: Uuid) -> Option<u64> {
+    let nexus = format!("nexus.id={nexus}");
+    let mut lines = log.lines().rev();
+    let line = lines.find(|line| line.contains("regions left open are equal") && line.contains(&nexus))?;
+    line.split_whitespace().find_map(|word| word.strip_prefix("regions=")?.parse().ok())
 }
 
 async fn d6_a_wiped_store_stops_no_volume(lab: &mut Lab, mirror: &Mirror, load: &GuestIo<'_>) -> Result<()> {

@@ -1,19 +1,23 @@
 //! A mirrored volume made by hand over gRPC: what a control plane does, call by call.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use engine_api::layout::replica_bytes;
+use engine_api::layout::{DATA_OFFSET_BYTES, replica_bytes};
 use engine_api::types::{
     CNTLID_RANGE, Child, ChildAction, ChildRef, ChildState, CreateNexus, CreatePool, CreateReplica,
     DestroyReplica, Nexus, Share, node_host_nqn,
 };
 use engine_api::{Call, ErrorKind};
 use serde::Deserialize;
+use tokio::process::Command;
 use uuid::Uuid;
 
 use super::Lab;
+use crate::programs::program;
 use crate::vm::ConnectOptions;
 
 /// A copy of the volume.
@@ -178,6 +182,21 @@ impl Mirror {
         Ok(child.with_context(|| format!("the record does not name {uuid}: {text}"))?.healthy)
     }
 
+    /// The regions of the volume that the disk of a node calls open, and bytes per region. The node's engine may be
+    /// down or running; while it runs, an error may mean that the disk changed under the reader.
+    pub async fn open_regions(&self, lab: &Lab, node: u8) -> Result<(u64, BTreeSet<u64>)> {
+        let mut inspect = Command::new(program("pool-inspect")?);
+        let output = inspect.arg(lab.node(node).disk()).output().await.context("run pool-inspect")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found = open_regions_in(&text, self.copy_on(node)?.uuid)
+            .with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))?;
+        let (region_bytes, open) = found;
+        // Regions are counted from the replica's start; what lies around the volume's data is nobody's.
+        let first = DATA_OFFSET_BYTES / region_bytes;
+        let end = first + self.size_bytes.div_ceil(region_bytes);
+        Ok((region_bytes, open.into_iter().filter(|region| (first..end).contains(region)).collect()))
+    }
+
     /// Removes the nexus; its copies stay.
     pub async fn close(&self, lab: &Lab) -> Result<()> {
         Ok(lab.node(self.home).api()?.destroy_nexus(Call::plain(), self.nexus).await?)
@@ -210,6 +229,21 @@ impl Mirror {
     }
 }
 
+/// The line of `pool-inspect` about a replica: `replica <uuid>, regions of 65536 bytes: [80..96, 112..113]`.
+fn open_regions_in(text: &str, replica: Uuid) -> Option<(u64, BTreeSet<u64>)> {
+    let begin = format!("  replica {replica}, regions of ");
+    let line = text.lines().rev().find_map(|line| line.strip_prefix(&begin))?;
+    let (bytes, runs) = line.split_once(" bytes: [")?;
+    let runs = runs.strip_suffix(']')?.split(", ").filter(|run| !run.is_empty());
+    let runs: Option<Vec<Range<u64>>> = runs
+        .map(|run| {
+            let (start, end) = run.split_once("..")?;
+            Some(start.parse().ok()?..end.parse().ok()?)
+        })
+        .collect();
+    Some((bytes.parse().ok()?, runs?.into_iter().flatten().collect()))
+}
+
 /// How a host connects to what `nvmf://address:port/nqn?…` names.
 pub fn connect_options(uri: &str) -> Result<ConnectOptions> {
     let parts = || {
@@ -222,4 +256,21 @@ pub fn connect_options(uri: &str) -> Result<ConnectOptions> {
     let (address, port, nqn): (Ipv4Addr, u16, &str) =
         parts().with_context(|| format!("read the URI {uri}"))?;
     Ok(ConnectOptions::new(nqn, address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_regions_are_read_from_what_pool_inspect_prints() {
+        let text = |runs: &str| {
+            format!("open regions:\n  replica {}, regions of 65536 bytes: {runs}\n", Uuid::nil())
+        };
+        let read = |runs: &str| open_regions_in(&text(runs), Uuid::nil());
+        assert_eq!(read("[]"), Some((65536, BTreeSet::new())));
+        assert_eq!(read("[1..3, 7..8]"), Some((65536, BTreeSet::from([1, 2, 7]))));
+        assert_eq!(read("[1..x]"), None);
+        assert_eq!(open_regions_in("", Uuid::nil()), None);
+    }
 }
