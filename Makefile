@@ -37,7 +37,8 @@ demo: lab ## Show a mirrored volume that survives the loss of a replica; KEEP=1 
 test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_host'
 	@# Tests run the programs of other crates, which building the tests alone would not build.
 	cargo build --workspace --bins --examples --tests
-	cargo nextest run $(TESTS)
+	@# Without a backtrace through the libraries the last thing that a failed test prints is its cause.
+	RUST_LIB_BACKTRACE=0 cargo nextest run $(TESTS)
 	cargo test --workspace --doc --quiet
 	@$(MAKE) --no-print-directory loom
 
