@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::core::object::HasStatus as _;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::broadcast::error::RecvError;
@@ -33,6 +34,9 @@ const FLOOR: Duration = Duration::from_secs(60);
 const USAGE_PERIOD: Duration = Duration::from_secs(60);
 /// First pause after a reconcile that could not finish; doubled up to [`FLOOR`].
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Pause before a watch that broke is begun again. It does not grow: a kind that was away and is there again is to be
+/// noticed soon, and the question costs the API server one short list.
+const WATCH_PAUSE: Duration = Duration::from_secs(2);
 /// Reconciles of one kind that run at once; each waits for the API server most of the time.
 const CONCURRENT_MAX: usize = 16;
 /// A plan is a handful of steps; more means that two writers undo each other, and a pause is due.
@@ -118,7 +122,7 @@ impl<P: ControlPlane> Controllers<P> {
         });
         let api: Api<PartialObjectMeta<M::Cr>> = Api::namespaced(self.client.clone(), &self.namespace);
         // Only names are watched, so that one CR that cannot be read does not hide the others.
-        let mut seen = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut seen = watcher(api, watcher::Config::default()).backoff(SteadyPause).boxed();
         let mut changes = self.plane.changes();
         let mut queue = Queue::default();
         let mut running = JoinSet::new();
@@ -137,6 +141,10 @@ impl<P: ControlPlane> Controllers<P> {
             tokio::select! {
                 () = stop.cancelled() => break,
                 event = seen.try_next() => match event {
+                    // What was listed now may lack what the registry has: the kind itself may have been away.
+                    Ok(Some(watcher::Event::InitDone)) => {
+                        self.plane.names(M::KIND).iter().for_each(|name| queue.add(name));
+                    }
                     Ok(Some(event)) => touch(&mut queue, event),
                     // A watcher does not end.
                     Ok(None) => break,
@@ -169,6 +177,21 @@ impl<P: ControlPlane> Controllers<P> {
         }
         while running.join_next().await.is_some() {}
     }
+}
+
+/// [`WATCH_PAUSE`] again and again.
+struct SteadyPause;
+
+impl Iterator for SteadyPause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(WATCH_PAUSE)
+    }
+}
+
+impl Backoff for SteadyPause {
+    fn reset(&mut self) {}
 }
 
 fn touch<K: ResourceExt>(queue: &mut Queue, event: watcher::Event<K>) {
