@@ -39,5 +39,4 @@ pub mod registry;
 pub mod replica;
 pub mod rest;
 pub mod scheduler;
-pub mod units;
 pub mod volume;

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crds::Quantity;
+
 use super::replica::{PoolCandidate, ReplicaAsk};
-use crate::units::bytes;
+use crate::engines::watchdog::NodeStatus;
 
 /// A rule: passes, or says why not.
 #[derive(Debug)]
@@ -33,12 +35,21 @@ pub const FILTERS: &[Filter] = &[
 /// A thin replica takes space as it is written; below this a pool counts as full.
 const FREE_BYTES_MIN: u64 = 16 << 20;
 
+fn bytes(count: u64) -> String {
+    Quantity::from_bytes(count).human()
+}
+
 fn check(passes: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if passes { Ok(()) } else { Err(why()) }
 }
 
 fn node_online(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    check(pool.node_is_online, || "its engine is not online".into())
+    match pool.node_status {
+        NodeStatus::Online => Ok(()),
+        NodeStatus::Offline => Err("its engine does not answer".into()),
+        // An operator that has just begun to lead knows nobody; engines register within seconds.
+        NodeStatus::Unknown => Err("its engine has not been heard of yet".into()),
+    }
 }
 
 fn node_not_cordoned(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {

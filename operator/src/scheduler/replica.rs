@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::filter::FILTERS;
 use super::{ThinLimits, score};
+use crate::engines::watchdog::NodeStatus;
 use crate::registry::Topology;
 
 /// The replica that needs a place.
@@ -33,8 +34,8 @@ pub struct PoolCandidate {
     pub node: String,
     /// The node's labels.
     pub node_labels: BTreeMap<String, String>,
-    /// The node's engine answers.
-    pub node_is_online: bool,
+    /// Whether the node's engine answers.
+    pub node_status: NodeStatus,
     /// The names under which the node is cordoned.
     pub node_cordons: BTreeSet<String>,
     /// The pool's labels.
@@ -124,7 +125,7 @@ mod tests {
             pool: name.into(),
             node: node.into(),
             node_labels: BTreeMap::new(),
-            node_is_online: true,
+            node_status: NodeStatus::Online,
             node_cordons: BTreeSet::new(),
             labels: BTreeMap::new(),
             usable: Ok(()),
@@ -160,7 +161,7 @@ mod tests {
         };
         assert_eq!(refused_by(&ask(), pool("p", "n")), "taken");
         assert_eq!(
-            refused_by(&ask(), PoolCandidate { node_is_online: false, ..pool("p", "n") }),
+            refused_by(&ask(), PoolCandidate { node_status: NodeStatus::Offline, ..pool("p", "n") }),
             "node_online"
         );
         let cordoned =
@@ -213,13 +214,18 @@ mod tests {
 
     #[test]
     fn the_error_says_pool_by_pool_which_rule_refused_it() {
-        let pools = [PoolCandidate { node_is_online: false, ..pool("a", "n1") }, pool("b", "n2")];
+        let pools = [
+            PoolCandidate { node_status: NodeStatus::Offline, ..pool("a", "n1") },
+            pool("b", "n2"),
+            PoolCandidate { node_status: NodeStatus::Unknown, ..pool("c", "n3") },
+        ];
         let error =
             place_replica(&ReplicaAsk { size_bytes: 20 * GIB, ..ask() }, &pools).expect_err("too large");
         assert_eq!(
             error.to_string(),
-            "no pool takes the replica: pool a on n1: node_online: its engine is not online; pool b on n2: \
-             pool_capacity: the pool has 10.0 GiB in all, the replica needs 20.0 GiB"
+            "no pool takes the replica: pool a on n1: node_online: its engine does not answer; pool b on n2: \
+             pool_capacity: the pool has 10 GiB in all, the replica needs 20 GiB; pool c on n3: node_online: its \
+             engine has not been heard of yet"
         );
         let none = place_replica(&ask(), &[]).expect_err("nothing to choose from");
         assert_eq!(none.to_string(), "no pool takes the replica: there are no pools");

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::plan::Step;
 use super::view::{NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView};
 use crate::core::Core;
+use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{Inner, NexusSpec, NodeSpec, PoolSpec, ReplicaSpec, SpecStatus, VolumeSpec};
 use crate::scheduler::PoolCandidate;
@@ -109,7 +110,7 @@ fn node_views(inner: &Inner) -> BTreeMap<String, NodeView> {
         .map(|node| {
             let status = inner.states.node(&node.id).map(|state| state.status);
             let view = NodeView {
-                status: status.unwrap_or(crate::engines::watchdog::NodeStatus::Unknown),
+                status: status.unwrap_or(NodeStatus::Unknown),
                 host_nqn: node.host_nqn(),
                 labels: node.labels.clone(),
             };
@@ -150,7 +151,7 @@ fn pool_candidate(inner: &Inner, spec: &PoolSpec) -> PoolCandidate {
         pool: spec.id.clone(),
         node: spec.node.clone(),
         node_labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
-        node_is_online: held.is_some(),
+        node_status: inner.states.node(&spec.node).map_or(NodeStatus::Unknown, |state| state.status),
         node_cordons: node.map(|node| node.cordon_labels.clone()).unwrap_or_default(),
         labels: spec.labels.clone(),
         usable,

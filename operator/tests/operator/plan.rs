@@ -137,7 +137,7 @@ impl Scene {
             view.pools
                 .iter_mut()
                 .filter(|pool| pool.node == node)
-                .for_each(|pool| pool.node_is_online = false);
+                .for_each(|pool| pool.node_status = NodeStatus::Offline);
             view.replicas[replica].presence = Presence::Unknown;
             view.replicas[replica].away_for = away_for;
         })
@@ -187,7 +187,7 @@ fn pool(node: &str) -> PoolCandidate {
         pool: format!("pool-{node}"),
         node: node.into(),
         node_labels: BTreeMap::new(),
-        node_is_online: true,
+        node_status: NodeStatus::Online,
         node_cordons: BTreeSet::new(),
         labels: BTreeMap::new(),
         usable: Ok(()),
@@ -287,7 +287,7 @@ fn the_reason_for_no_place_names_the_filter_pool_by_pool() {
     assert_eq!(scene.codes(), [ReasonCode::NoPlace]);
     let text = scene.texts();
     assert!(text.contains("pool pool-a on a: node_unused"), "{text}");
-    assert!(text.contains("pool pool-b on b: pool_capacity: the pool has 512.0 MiB in all"), "{text}");
+    assert!(text.contains("pool pool-b on b: pool_capacity: the pool has 512 MiB in all"), "{text}");
 }
 
 #[test]
