@@ -65,10 +65,13 @@ fn published(volume: Volume) -> Result<Published, VolumeError> {
     let Some(wanted) = volume.spec.target else {
         return Err(VolumeError::new(VolumeErrorKind::NotPublished, "the volume has no target"));
     };
-    // What an engine shows of another node is what is left of an older target.
-    let shown = volume.state.target.filter(|shown| shown.node == wanted.node);
+    // What an engine shows of another nexus is what is left of an older target.
+    let is_wanted = |shown: &control_api::Nexus| {
+        shown.node == wanted.node && wanted.nexus.is_none_or(|nexus| nexus == shown.uuid)
+    };
+    let shown = volume.state.target.filter(is_wanted);
     let target = Target {
-        nexus: shown.as_ref().map(|shown| shown.uuid),
+        nexus: wanted.nexus.or_else(|| shown.as_ref().map(|shown| shown.uuid)),
         node: wanted.node,
         uri: shown.map(|shown| shown.device_uri).filter(|uri| !uri.is_empty()),
     };

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
 
+mod etcd;
 mod lab;
 mod model;
+mod processes;
+mod server;
+mod stand;
 mod stories;

@@ -63,6 +63,9 @@ pub struct VolumeSpec {
 pub struct VolumeTarget {
     /// The node.
     pub node: String,
+    /// The nexus: a target that moves, or begins anew on its node, has another. Said also while no engine shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nexus: Option<Uuid>,
     /// How.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
