@@ -39,6 +39,7 @@ impl Volumes for RestVolumes {
             let request = control_api::Republish {
                 frontend_host: republish.frontend_host.clone(),
                 target_node: None,
+                replaces: republish.replaced,
                 reuse_existing: republish.reuse_existing,
                 reuse_existing_fallback: republish.reuse_existing_fallback,
             };
@@ -67,11 +68,11 @@ fn published(volume: Volume) -> Result<Published, VolumeError> {
     };
     // What an engine shows of another nexus is what is left of an older target.
     let is_wanted = |shown: &control_api::Nexus| {
-        shown.node == wanted.node && wanted.nexus.is_none_or(|nexus| nexus == shown.uuid)
+        shown.node == wanted.node && wanted.uuid.is_none_or(|nexus| nexus == shown.uuid)
     };
     let shown = volume.state.target.filter(is_wanted);
     let target = Target {
-        nexus: wanted.nexus.or_else(|| shown.as_ref().map(|shown| shown.uuid)),
+        nexus: wanted.uuid.or_else(|| shown.as_ref().map(|shown| shown.uuid)),
         node: wanted.node,
         uri: shown.map(|shown| shown.device_uri).filter(|uri| !uri.is_empty()),
     };

@@ -102,7 +102,7 @@ async fn republish(
     assert_eq!(body.republish, Some(true));
     let request = Republish {
         frontend_host: body.frontend_node.unwrap_or_default(),
-        replaced: None,
+        replaced: body.replaces,
         reuse_existing: body.reuse_existing.unwrap_or(true),
         reuse_existing_fallback: body.reuse_existing_fallback.unwrap_or(false),
     };
@@ -159,7 +159,7 @@ fn rendered(id: Uuid, published: Published) -> Volume {
             status: SpecStatus::Created,
             target: Some(VolumeTarget {
                 node: target.node,
-                nexus: target.nexus,
+                uuid: target.nexus,
                 protocol: Some(Protocol::Nvmf),
                 allowed_hosts: published.allowed_hosts,
             }),

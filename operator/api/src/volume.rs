@@ -63,9 +63,9 @@ pub struct VolumeSpec {
 pub struct VolumeTarget {
     /// The node.
     pub node: String,
-    /// The nexus: a target that moves, or begins anew on its node, has another. Said also while no engine shows it.
+    /// The nexus; another one when the target was replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nexus: Option<Uuid>,
+    pub uuid: Option<Uuid>,
     /// How.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
@@ -243,9 +243,12 @@ pub struct PublishVolumeBody {
     /// With `republish`: rather another node, the old one only when there is no other; false where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse_existing_fallback: Option<bool>,
-    /// Move a published volume's target.
+    /// Give a published volume a target that serves; a host lost its path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub republish: Option<bool>,
+    /// With `republish`: the nexus that is to go. When another serves already, nothing is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Uuid>,
 }
 
 /// How to serve a published volume that a host has lost its path to.
@@ -256,6 +259,9 @@ pub struct Republish {
     pub frontend_host: String,
     /// The node to serve from; the scheduler chooses where absent.
     pub target_node: Option<String>,
+    /// The nexus that is to go ([`VolumeTarget::uuid`]). When the volume has another target by then, that one is kept or
+    /// finished: a call whose answer was lost can be repeated without moving the target twice.
+    pub replaces: Option<Uuid>,
     /// Keep, or make again in place, the target there is, when that is possible.
     pub reuse_existing: bool,
     /// Rather another node, the old one only when there is no other.
@@ -272,6 +278,7 @@ impl From<&Republish> for PublishVolumeBody {
             reuse_existing: Some(request.reuse_existing),
             reuse_existing_fallback: Some(request.reuse_existing_fallback),
             republish: Some(true),
+            replaces: request.replaces,
         }
     }
 }

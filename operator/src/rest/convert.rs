@@ -280,7 +280,7 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
         status: spec_status(spec.status),
         target: spec.target.as_ref().map(|target| api::VolumeTarget {
             node: target.node.clone(),
-            nexus: Some(target.nexus),
+            uuid: Some(target.nexus),
             protocol: Some(api::Protocol::Nvmf),
             allowed_hosts: match &target.hosts {
                 HostAcl::Any => None,

@@ -96,6 +96,10 @@ impl State {
         }
         let current = self.volumes[&id].current().clone();
         let is_up = self.is_up(current.node);
+        let is_replaced_already = request.replaced.is_some_and(|nexus| nexus != current.id);
+        if is_replaced_already && is_up && current.is_there {
+            return Ok(self.target(id));
+        }
         let elsewhere = self.nodes.iter().find(|(node, up)| **up && **node != current.node);
         match elsewhere.map(|(node, _)| *node) {
             _ if request.reuse_existing && !request.reuse_existing_fallback && is_up => self.in_place(id),
