@@ -30,13 +30,13 @@ async fn main() -> anyhow::Result<()> {
 
     let options = EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout };
     let store = EtcdStore::connect(&options).await.context("use the etcd endpoints")?;
-    let volumes = RestVolumes::new(&args.rest_endpoint, args.request_timeout, args.republish_timeout)
-        .with_context(|| format!("use the operator at {}", args.rest_endpoint))?;
+    let volumes = RestVolumes::new(args.rest_endpoint.clone(), args.request_timeout, args.republish_timeout)
+        .context("use the operators' addresses")?;
     let listener = TcpListener::bind(args.grpc_server_addr)
         .await
         .with_context(|| format!("serve node agents on {}", args.grpc_server_addr))?;
     let address = listener.local_addr().context("read the address that is served")?;
-    info!(grpc.address = %address, operator.url = args.rest_endpoint, "cluster agent started");
+    info!(grpc.address = %address, operator.urls = args.rest_endpoint.join(","), "cluster agent started");
 
     let endpoints = Arc::new(Endpoints::default());
     let parts = TermParts {

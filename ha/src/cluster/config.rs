@@ -38,9 +38,15 @@ pub struct Args {
     /// This process's name among cluster agents.
     #[arg(long, env = "MY_POD_NAME")]
     pub instance_name: Option<String>,
-    /// The operator's REST.
-    #[arg(short = 'r', long, env = "REST_ENDPOINT", default_value = "http://localhost:8081")]
-    pub rest_endpoint: String,
+    /// The operators' REST, one or more addresses separated by commas; the one that leads is found among them.
+    #[arg(
+        short = 'r',
+        long,
+        env = "REST_ENDPOINT",
+        value_delimiter = ',',
+        default_value = "http://localhost:8081"
+    )]
+    pub rest_endpoint: Vec<String>,
     /// Limit on a call to the operator that republishes a volume or removes old targets.
     #[arg(long, value_parser = duration, default_value = "30s")]
     pub republish_timeout: Duration,

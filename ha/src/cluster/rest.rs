@@ -1,5 +1,6 @@
 //! The operator over REST.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control_api::{Client, ClientError, ErrorKind, Volume};
@@ -10,24 +11,107 @@ use uuid::Uuid;
 use super::ports::{Published, Republish, VolumeError, VolumeErrorKind, Volumes};
 use super::record::Target;
 
-/// The operator at the other end of a REST client.
-#[derive(Clone, Debug)]
+/// The operators at the other end of REST: several, of which one leads.
+///
+/// One that does not lead says so, and one that is gone cannot be connected to; the next is asked at once, over a new
+/// connection, as several may also be behind one address that picks one for each connection.
+#[derive(Debug)]
 pub struct RestVolumes {
-    changes: Client,
+    endpoints: Vec<String>,
+    look: Duration,
+    change: Duration,
+    present: Mutex<Present>,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+enum Question<'a> {
+    Look,
+    Republish(&'a control_api::Republish),
+    Destroy(&'a [String]),
+}
+
+/// Who is asked now.
+#[derive(Clone, Debug)]
+struct Present {
+    turn: usize,
     looks: Client,
+    changes: Client,
 }
 
 impl RestVolumes {
-    /// An operator, or several behind one address, at `http://host:port`. `look` limits a call that only looks, `change`
-    /// one that republishes or destroys.
-    pub fn new(base: &str, look: Duration, change: Duration) -> Result<Self, ClientError> {
-        Ok(Self { changes: Client::new(base, change)?, looks: Client::new(base, look)? })
+    /// Operators at these addresses, `http://host:port`, at least one. `look` limits a call that only looks, `change` one
+    /// that republishes or destroys.
+    pub fn new(endpoints: Vec<String>, look: Duration, change: Duration) -> Result<Self, ClientError> {
+        let first = endpoints.first().cloned().unwrap_or_default();
+        let present =
+            Present { turn: 0, looks: Client::new(&first, look)?, changes: Client::new(&first, change)? };
+        Ok(Self { endpoints, look, change, present: Mutex::new(present) })
+    }
+
+    /// Asks until one answers that leads, each operator once, and at least twice.
+    async fn ask(&self, volume: Uuid, question: Question<'_>) -> Result<Option<Volume>, VolumeError> {
+        let mut asked = 1;
+        loop {
+            let present = self.lock().clone();
+            let turn = present.turn;
+            match put(&present, volume, question).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let is_elsewhere = is_elsewhere(&error);
+                    let refused = refused(&error);
+                    if refused.kind == VolumeErrorKind::Unreachable {
+                        self.turn_from(turn);
+                    }
+                    if !is_elsewhere || asked >= self.endpoints.len().max(2) {
+                        return Err(refused);
+                    }
+                    asked += 1;
+                }
+            }
+        }
+    }
+
+    /// The next one's turn, unless somebody else has turned already.
+    fn turn_from(&self, turn: usize) {
+        let mut present = self.lock();
+        if present.turn != turn {
+            return;
+        }
+        let next = turn.wrapping_add(1);
+        let Some(base) = self.endpoints.get(next % self.endpoints.len().max(1)) else { return };
+        if let (Ok(looks), Ok(changes)) = (Client::new(base, self.look), Client::new(base, self.change)) {
+            *present = Present { turn: next, looks, changes };
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts the question to who is asked now; what is destroyed has no answer.
+async fn put(present: &Present, volume: Uuid, question: Question<'_>) -> Result<Option<Volume>, ClientError> {
+    match question {
+        Question::Look => present.looks.volume(volume).await.map(Some),
+        Question::Republish(request) => present.changes.republish_volume(volume, request).await.map(Some),
+        Question::Destroy(registered) => {
+            present.changes.destroy_shutdown_targets(volume, registered).await.map(|()| None)
+        }
+    }
+}
+
+/// Nothing was done, and another operator, or another connection, may do it.
+fn is_elsewhere(error: &ClientError) -> bool {
+    match error {
+        ClientError::Transport { source, .. } => source.is_connect(),
+        _ => error.kind() == Some(ErrorKind::Unavailable),
     }
 }
 
 impl Volumes for RestVolumes {
     fn published(&self, volume: Uuid) -> BoxFuture<'_, Result<Published, VolumeError>> {
-        async move { published(self.looks.volume(volume).await.map_err(|error| refused(&error))?) }.boxed()
+        async move { published(self.ask(volume, Question::Look).await?) }.boxed()
     }
 
     fn republish<'a>(
@@ -43,8 +127,7 @@ impl Volumes for RestVolumes {
                 reuse_existing: republish.reuse_existing,
                 reuse_existing_fallback: republish.reuse_existing_fallback,
             };
-            let answer = self.changes.republish_volume(volume, &request).await;
-            Ok(published(answer.map_err(|error| refused(&error))?)?.target)
+            Ok(published(self.ask(volume, Question::Republish(&request)).await?)?.target)
         }
         .boxed()
     }
@@ -54,15 +137,13 @@ impl Volumes for RestVolumes {
         volume: Uuid,
         registered: &'a [String],
     ) -> BoxFuture<'a, Result<(), VolumeError>> {
-        async move {
-            let answer = self.changes.destroy_shutdown_targets(volume, registered).await;
-            answer.map_err(|error| refused(&error))
-        }
-        .boxed()
+        async move { self.ask(volume, Question::Destroy(registered)).await.map(drop) }.boxed()
     }
 }
 
-fn published(volume: Volume) -> Result<Published, VolumeError> {
+fn published(volume: Option<Volume>) -> Result<Published, VolumeError> {
+    let empty = || VolumeError::new(VolumeErrorKind::Unreachable, "an empty answer");
+    let volume = volume.ok_or_else(empty)?;
     let Some(wanted) = volume.spec.target else {
         return Err(VolumeError::new(VolumeErrorKind::NotPublished, "the volume has no target"));
     };

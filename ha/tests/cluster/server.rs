@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ha::cluster::agents::{AgentDeadlines, GrpcAgents};
 use ha::cluster::endpoints::Endpoints;
-use ha::cluster::ports::{Agent, NodeAgents, PathErrorKind};
+use ha::cluster::memory::World;
+use ha::cluster::ports::{Agent, NodeAgents, PathErrorKind, Republish, VolumeErrorKind, Volumes};
+use ha::cluster::rest::RestVolumes;
 use ha::cluster::server::Front;
 use ha::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
 use ha::proto::cluster::{FailedNvmePath, HaNodeInfo, ReportFailedNvmePathsRequest};
@@ -116,6 +118,36 @@ async fn agents_are_asked_and_their_answers_understood() {
     let limits = AgentDeadlines { look: Duration::from_millis(50), ..AgentDeadlines::default() };
     let error = GrpcAgents::new(limits).live_controllers(away, &nqn).await.expect_err("nobody there");
     assert_eq!(error.kind, PathErrorKind::AgentAway);
+}
+
+/// One operator is gone, one does not lead, and one that is behind the same address does.
+#[tokio::test]
+async fn the_operator_that_leads_is_found() {
+    let lab = Lab::new();
+    let (follower, leader) = (Stand::new(World::default()), Stand::new(lab.world.clone()));
+    follower.world.set_operator(false);
+    let addresses = [free_address().await, follower.serve_operator().await, leader.serve_operator().await];
+    let endpoints = addresses.iter().map(|address| format!("http://{address}")).collect();
+    let limit = Duration::from_secs(5);
+    let volumes = RestVolumes::new(endpoints, limit, limit).unwrap();
+    let published = volumes.published(volume(0)).await.expect("found");
+    assert_eq!(published.target.node, "n1");
+    assert!(published.allows("a") && !published.allows("b"));
+    lab.world.kill(1);
+    let republish = Republish {
+        frontend_host: "a".into(),
+        replaced: published.target.nexus,
+        reuse_existing: true,
+        reuse_existing_fallback: false,
+    };
+    let target = volumes.republish(volume(0), &republish).await.expect("moved");
+    assert_eq!(volumes.republish(volume(0), &republish).await.expect("moved already"), target);
+    assert_eq!((target.address(), lab.moves()), (Some("10.0.0.2:8420"), 1));
+    volumes.destroy_shutdown_targets(volume(0), &["10.0.0.1:8420".into()]).await.expect("destroyed");
+
+    lab.world.set_operator(false);
+    let error = volumes.published(volume(0)).await.expect_err("none leads");
+    assert_eq!(error.kind, VolumeErrorKind::Unreachable);
 }
 
 /// Where nothing listens.
