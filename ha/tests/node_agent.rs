@@ -269,6 +269,27 @@ async fn without_the_kernel_log_a_loss_is_seen_by_polling() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
+/// While a controller is being made, sysfs shows half of it; the agent must not believe for ever what it read then.
+#[tokio::test]
+async fn a_controller_that_was_first_seen_half_made_is_watched() {
+    let engine = Engine::start().await;
+    let tree = tree_with(engine.address, 1..=1);
+    let address = tree.root().join("sys/class/nvme/nvme0/address");
+    let whole = fs::read(&address).unwrap();
+    fs::write(&address, "").unwrap();
+    tree.change(|kernel| kernel.set_state(engine.address, ControllerState::New));
+    let mut node = Node::start(tree, true);
+    sleep(WatchSettings::default().interval / 4).await;
+    fs::write(&address, whole).unwrap();
+    node.change(|kernel| kernel.set_state(engine.address, ControllerState::Live));
+    // Long enough to be seen live.
+    sleep(WatchSettings::default().interval * 2).await;
+    engine.kill().await;
+    node.change(|kernel| kernel.set_state(engine.address, ControllerState::Connecting));
+    node.say("nvme nvme0: starting error recovery");
+    node.wait_lost(&[nqn(1)]).await;
+}
+
 /// An engine that was restarted at once answers: the host's own attempts decide.
 #[tokio::test]
 async fn a_path_to_an_engine_that_answers_is_reported_after_the_hosts_attempts_failed() {

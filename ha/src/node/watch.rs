@@ -4,7 +4,7 @@
 //! followed, which tells milliseconds after. Everything else of a controller is read when one comes, or while one is
 //! not live.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,6 +69,8 @@ pub struct Watcher {
     table: Table,
     /// Controllers of volumes of ours; `None` for others.
     known: HashMap<ControllerId, Option<Known>>,
+    /// Controllers that were read while they were live. What is read before that may be half of it.
+    settled: HashSet<ControllerId>,
     lost: watch::Sender<BTreeSet<String>>,
     probes: JoinSet<(SocketAddr, Outcome)>,
     changed_at: Option<Instant>,
@@ -89,6 +91,7 @@ impl Watcher {
             log,
             table: Table::new(settings.grace),
             known: HashMap::new(),
+            settled: HashSet::new(),
             lost,
             probes: JoinSet::new(),
             changed_at: None,
@@ -126,14 +129,20 @@ impl Watcher {
         let is_ours_and_not_live = |id: &ControllerId, state| {
             state != ControllerState::Live && self.known.get(id).is_none_or(Option::is_some)
         };
-        let is_new = states.iter().any(|it| !self.known.contains_key(&it.id));
+        let is_new = states.iter().any(|it| {
+            !self.known.contains_key(&it.id)
+                || (it.state == ControllerState::Live && !self.settled.contains(&it.id))
+        });
         let is_troubled =
             !self.table.is_calm() || states.iter().any(|it| is_ours_and_not_live(&it.id, it.state));
         let is_due = self.is_alert(now)
             || self.full_at.is_none_or(|last| now.duration_since(last) >= self.settings.full_interval);
         if is_new || (is_troubled && is_due) {
             self.full_at = Some(now);
-            self.known = self.host.controllers()?.into_iter().map(|it| (it.id.clone(), known(&it))).collect();
+            let controllers = self.host.controllers()?;
+            let live = controllers.iter().filter(|it| it.state == ControllerState::Live);
+            self.settled = live.map(|it| it.id.clone()).collect();
+            self.known = controllers.into_iter().map(|it| (it.id.clone(), known(&it))).collect();
         }
         let seen: Vec<_> = states
             .into_iter()
