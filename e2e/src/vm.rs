@@ -21,6 +21,7 @@ use crate::process::{Process, Processes};
 use crate::programs::program;
 
 mod agent;
+mod agents;
 mod initiator;
 mod io;
 mod kernel_target;

@@ -21,6 +21,11 @@ enum Command {
         /// What to write to /dev/nvme-fabrics: transport=tcp,traddr=…
         line: String,
     },
+    /// Ask csi-node for a connection to a volume; prints the device
+    Attach {
+        /// nvmf://address:port/nqn
+        uri: String,
+    },
     /// Read and write with checks, and measure every stall; prints a summary as JSON
     Io(io_load::IoOptions),
 }
@@ -30,6 +35,10 @@ fn main() -> Result<()> {
         Command::Serve => agent::serve(),
         Command::Connect { line } => {
             println!("{}", fabrics::connect(&line)?.trim());
+            Ok(())
+        }
+        Command::Attach { uri } => {
+            println!("{}", fabrics::attach(&uri)?);
             Ok(())
         }
         Command::Io(options) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -42,6 +42,8 @@ pub struct Mirror {
     pub home: u8,
     /// Bytes that hosts see.
     pub size_bytes: u64,
+    /// Controller ids that its nexus gives out. A host with two paths to it must meet different ones.
+    pub cntlids: RangeInclusive<u16>,
     /// Its copies.
     pub copies: Vec<Copy>,
 }
@@ -83,7 +85,14 @@ impl Mirror {
     /// Makes a replica in each of `pools` (node and pool), and a nexus over them on node `home`.
     pub async fn create(lab: &Lab, home: u8, pools: &[(u8, &str)], size_bytes: u64) -> Result<Self> {
         let volume = Uuid::new_v4();
-        let mut mirror = Self { volume, nexus: Uuid::new_v4(), home, size_bytes, copies: Vec::new() };
+        let mut mirror = Self {
+            volume,
+            nexus: Uuid::new_v4(),
+            home,
+            size_bytes,
+            cntlids: CNTLID_RANGE,
+            copies: Vec::new(),
+        };
         for (node, pool) in pools {
             let uuid = Uuid::new_v4();
             // Only the node with the nexus may connect.
@@ -112,7 +121,7 @@ impl Mirror {
             name: self.volume.to_string(),
             uuid: self.nexus,
             size_bytes: self.size_bytes,
-            cntlids: CNTLID_RANGE,
+            cntlids: self.cntlids.clone(),
             reservation: None,
             standby: false,
             children: self.copies.iter().map(|copy| copy.uri.clone()).collect(),
@@ -123,9 +132,24 @@ impl Mirror {
 
     /// Exports the nexus to these hosts.
     pub async fn publish(&self, lab: &Lab, hosts: &[String]) -> Result<ConnectOptions> {
+        connect_options(&self.publish_uri(lab, hosts).await?)
+    }
+
+    /// Exports the nexus to these hosts, and returns the URI under which they find it.
+    pub async fn publish_uri(&self, lab: &Lab, hosts: &[String]) -> Result<String> {
         let share = Share { allowed_hosts: hosts.to_vec() };
         let nexus = lab.node(self.home).api()?.publish_nexus(Call::plain(), self.nexus, share).await?;
-        connect_options(nexus.device_uri.as_deref().context("a published nexus has a URI")?)
+        nexus.device_uri.context("a published nexus has a URI")
+    }
+
+    /// Lets the nexus on node `home` use every copy, beside those that may already: before [`Mirror::open`] elsewhere.
+    pub async fn admit(&self, lab: &Lab, homes: &[u8]) -> Result<()> {
+        let hosts: Vec<_> = homes.iter().map(|home| node_host_nqn(&lab.node(*home).name())).collect();
+        for copy in &self.copies {
+            let share = Share { allowed_hosts: hosts.clone() };
+            lab.node(copy.node).api()?.share_replica(Call::plain(), copy.uuid, share).await?;
+        }
+        Ok(())
     }
 
     /// The nexus as its engine shows it.
