@@ -14,7 +14,9 @@ use serde_json::Value;
 
 use crate::apiserver::{ApiServer, binaries};
 use crate::etcd::Etcd;
+use crate::kubeconfig::{Secret, redirect, server};
 use crate::kubectl::Kubectl;
+use crate::outside::Outside;
 use crate::place::Place;
 use crate::process::Processes;
 
@@ -34,6 +36,8 @@ const ESTABLISHED_LIMIT: Duration = Duration::from_secs(60);
 pub struct Cluster {
     kubectl: Kubectl,
     own: Option<Own>,
+    /// The kubeconfig that was made of a user's.
+    _secret: Option<Secret>,
 }
 
 /// The servers of a cluster of our own.
@@ -46,26 +50,31 @@ pub struct Own {
 }
 
 impl Cluster {
-    /// The cluster that `E2E_KUBECONFIG` names, else one of our own, started in `place`.
-    pub async fn start(processes: &Processes, run_dir: &Path, place: Place) -> Result<Self> {
-        match std::env::var_os(SCRATCH_VARIABLE).filter(|value| !value.is_empty()) {
-            Some(kubeconfig) => Self::scratch(PathBuf::from(kubeconfig), run_dir).await,
-            None => Self::own(processes, run_dir, place).await,
-        }
+    /// The kubeconfig that `E2E_KUBECONFIG` names, if it names one.
+    pub fn named() -> Option<PathBuf> {
+        std::env::var_os(SCRATCH_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
     /// A cluster of our own, whatever the environment says.
     pub async fn own(processes: &Processes, run_dir: &Path, place: Place) -> Result<Self> {
         let etcd = Etcd::start(processes, run_dir, "kubernetes-etcd", place.clone()).await?;
         let server = ApiServer::start(processes, run_dir, &etcd.endpoint(), place).await?;
-        Ok(Self { kubectl: server.kubectl().clone(), own: Some(Own { etcd, server }) })
+        Ok(Self { kubectl: server.kubectl().clone(), own: Some(Own { etcd, server }), _secret: None })
     }
 
-    /// A scratch cluster of the user's.
-    async fn scratch(kubeconfig: PathBuf, run_dir: &Path) -> Result<Self> {
+    /// A scratch cluster of the user's, which is reached from the hub through `outside`.
+    pub async fn scratch(kubeconfig: &Path, run_dir: &Path, outside: &Outside) -> Result<Self> {
         ensure!(kubeconfig.is_file(), "{SCRATCH_VARIABLE} names {}, which is no file", kubeconfig.display());
-        let kubectl = Kubectl::new(binaries()?.join("kubectl"), kubeconfig, run_dir, Place::loopback());
-        let cluster = Self { kubectl, own: None };
+        let program = binaries()?.join("kubectl");
+        let theirs = Kubectl::new(program.clone(), kubeconfig.to_owned(), run_dir, Place::loopback());
+        // One cluster and one user, with the contents of the files they name.
+        let text = theirs.run(&["config", "view", "--raw", "--flatten", "--minify", "-o", "json"]).await?;
+        let mut config = serde_json::from_str(&text).context("kubectl prints a kubeconfig in JSON")?;
+        let address = outside.forward(server(&config)?)?;
+        redirect(&mut config, address)?;
+        let secret = Secret::write(run_dir.join("scratch-kubeconfig"), &config)?;
+        let kubectl = Kubectl::new(program, secret.path().to_owned(), run_dir, Place::loopback());
+        let cluster = Self { kubectl, own: None, _secret: Some(secret) };
         cluster.refuse_foreign().await?;
         cluster.remove_leftovers().await?;
         Ok(cluster)
@@ -116,7 +125,8 @@ impl Cluster {
         self.kubectl.apply(&manifest).await.map(drop)
     }
 
-    /// Removes everything a run made. Only a scratch cluster needs it; our own goes with its folder.
+    /// Removes the kinds a run made, and so their objects. Only a scratch cluster needs it; our own goes with its
+    /// folder. The namespace stays, to be used again: one that is being deleted admits nothing for a while.
     pub async fn remove_leftovers(&self) -> Result<()> {
         let selector = format!("{LABEL}={LABEL_VALUE}");
         let kinds = self.kubectl.get(&["crd", "-l", &selector]).await?;
@@ -126,9 +136,6 @@ impl Cluster {
             self.release_finalizers(plural).await?;
             self.kubectl.run(&["delete", "crd", plural, "--ignore-not-found"]).await?;
         }
-        self.kubectl
-            .run(&["delete", "namespace", "-l", &selector, "--ignore-not-found", "--wait=false"])
-            .await?;
         Ok(())
     }
 

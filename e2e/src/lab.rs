@@ -12,6 +12,7 @@ pub mod mirror;
 pub mod operator;
 pub mod service;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -25,6 +26,7 @@ pub use service::Service;
 use crate::cluster::Cluster;
 use crate::etcd::Etcd;
 use crate::netns::{HUB_ADDRESS, Net, Peer};
+use crate::outside::Outside;
 use crate::place::Place;
 use crate::process::Processes;
 use crate::run_dir::RunDir;
@@ -63,6 +65,8 @@ pub struct Lab {
     pub etcd: Etcd,
     /// Kubernetes.
     pub cluster: Option<Cluster>,
+    /// The way to a cluster elsewhere.
+    outside: Outside,
     /// Everything that runs.
     pub processes: Processes,
     /// The network.
@@ -77,6 +81,7 @@ impl Lab {
     pub async fn prepare(name: &str, parts: Parts) -> Result<Self> {
         let run = RunDir::new(name)?;
         let net = Net::create(parts.engines, parts.hosts)?;
+        let outside = Outside::stay()?;
         net.enter(Peer::Hub)?;
         let processes = Processes::start(&run.path().join("logs"))?;
         let etcd = Etcd::start(&processes, run.path(), "etcd", Place::at(HUB_ADDRESS.into())).await?;
@@ -87,6 +92,7 @@ impl Lab {
             engines: Vec::new(),
             etcd,
             cluster: None,
+            outside,
             processes,
             net,
             run,
@@ -107,10 +113,23 @@ impl Lab {
         Ok(lab)
     }
 
-    /// An API server with our kinds and our namespace.
+    /// A Kubernetes with our kinds and our namespace: the cluster that `E2E_KUBECONFIG` names, else one of our own.
     pub async fn start_kubernetes(&mut self) -> Result<()> {
+        if let Some(kubeconfig) = Cluster::named() {
+            return self.use_cluster(&kubeconfig).await;
+        }
         let place = Place::at(HUB_ADDRESS.into());
-        let cluster = Cluster::start(&self.processes, self.run.path(), place).await?;
+        let cluster = Cluster::own(&self.processes, self.run.path(), place).await?;
+        self.furnish(cluster).await
+    }
+
+    /// The scratch cluster of a kubeconfig, which may be anywhere.
+    pub async fn use_cluster(&mut self, kubeconfig: &Path) -> Result<()> {
+        let cluster = Cluster::scratch(kubeconfig, self.run.path(), &self.outside).await?;
+        self.furnish(cluster).await
+    }
+
+    async fn furnish(&mut self, cluster: Cluster) -> Result<()> {
         cluster.apply_definitions().await?;
         cluster.create_namespace(NAMESPACE).await?;
         self.cluster = Some(cluster);

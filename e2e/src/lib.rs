@@ -10,6 +10,7 @@
 //! Etcd        the registry's store, to be killed, frozen and wiped
 //! Cluster     a Kubernetes: an API server of our own, or a scratch cluster that the user names
 //! Kubectl     what a user types
+//! Outside     a way from the hub to a cluster elsewhere
 //! Lab         all of it, and the product's own processes: engines on their nodes, operators
 //! ```
 //!
@@ -20,9 +21,11 @@ pub mod apiserver;
 pub mod cluster;
 pub mod etcd;
 pub mod guest;
+pub mod kubeconfig;
 pub mod kubectl;
 pub mod lab;
 pub mod netns;
+pub mod outside;
 pub mod place;
 pub mod ports;
 pub mod process;
