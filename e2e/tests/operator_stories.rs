@@ -8,11 +8,11 @@ use control_api::{
     Client, CreatePoolBody, CreateVolumeBody, NodeStatus, PoolStatus, PublishVolumeBody, Volume,
     VolumePolicy, VolumeStatus,
 };
-use e2e::guest::io_load::{IoOptions, Summary};
+use e2e::guest::io_load::IoOptions;
 use e2e::lab::mirror::connect_options;
 use e2e::lab::{Lab, Parts};
 use e2e::steps::step;
-use e2e::vm::{BootOptions, ConnectOptions, GuestIo, LinuxHost};
+use e2e::vm::{BootOptions, ConnectOptions, GuestIo};
 use e2e::wait::wait_until;
 use uuid::Uuid;
 
@@ -68,18 +68,18 @@ async fn a_volume_over_rest_heals_by_itself_and_its_host_sees_no_error() -> Resu
     .await?;
 
     let summary = step("the load ends without an error", load.stop()).await?;
-    check(&summary)?;
+    summary.check()?;
     step("connected again, every file and every block is right", async {
         host.unmount(MOUNT).await?;
-        disconnect(&host, &path).await?;
+        host.disconnect_fully(&path.nqn).await?;
         let device = host.connect(&path).await?;
         host.mount(&device, MOUNT).await?;
         host.verify_files(MOUNT, &checksums).await?;
         let checked = host.check_io(&options).await?;
         ensure!(checked.reads > 0, "nothing was checked");
-        check(&checked)?;
+        checked.check()?;
         host.unmount(MOUNT).await?;
-        disconnect(&host, &path).await
+        host.disconnect_fully(&path.nqn).await
     })
     .await?;
     drop(host);
@@ -178,6 +178,111 @@ async fn killed_while_an_engine_hangs(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// Whenever an operator dies while it publishes or deletes a volume, the next one comes to rest: the registry wants
+/// nothing unfinished, engines hold what it wants, and what was asked for can be asked for again.
+#[tokio::test]
+async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_done() -> Result<()> {
+    let parts = Parts { engines: 3, hosts: 0, operators: 1, kubernetes: false };
+    let mut lab = step("an operator and three engines", Lab::start("mid-publish", parts)).await?;
+    step("a pool on each node", create_pools(&lab)).await?;
+    // From before the first write to after the last one, as it takes on a machine of any speed.
+    let (publish, delete) = step("how long a publish and a delete take here", async {
+        let rest = lab.rest().await?;
+        let volume = Uuid::new_v4();
+        rest.create_volume(volume, &volume_body()).await?;
+        let begun = tokio::time::Instant::now();
+        rest.publish_volume(volume, &PublishVolumeBody::default()).await?;
+        let publish = begun.elapsed();
+        rest.unpublish_volume(volume, false).await?;
+        let begun = tokio::time::Instant::now();
+        rest.destroy_volume(volume).await?;
+        Ok((publish, begun.elapsed()))
+    })
+    .await?;
+    for percent in [15, 40, 65, 90] {
+        let volume = Uuid::new_v4();
+        step(&format!("killed at {percent} % of a publish"), async {
+            let rest = all_online(&lab).await?;
+            rest.create_volume(volume, &volume_body()).await?;
+            let asked =
+                tokio::spawn(async move { rest.publish_volume(volume, &PublishVolumeBody::default()).await });
+            // The moment itself is what is tried out; nothing is waited for here.
+            tokio::time::sleep(publish * percent / 100).await;
+            lab.operators[0].kill();
+            let answer = asked.await?;
+            let rest = comes_to_rest(&mut lab).await?;
+            let is_published = rest.volume(volume).await?.spec.target.is_some();
+            println!("    acknowledged: {}, published: {is_published}", answer.is_ok());
+            ensure!(is_published || answer.is_err(), "the publish was acknowledged and is undone");
+            if !is_published {
+                rest.publish_volume(volume, &PublishVolumeBody::default()).await?;
+            }
+            wait_status(&rest, volume, VolumeStatus::Online).await?;
+            rest.unpublish_volume(volume, false).await?;
+            wait_until(PATIENCE, "registry and engines to agree", || agree(&lab, &rest)).await
+        })
+        .await?;
+        step(&format!("killed at {percent} % of a delete"), async {
+            let rest = all_online(&lab).await?;
+            let asked = tokio::spawn(async move { rest.destroy_volume(volume).await });
+            tokio::time::sleep(delete * percent / 100).await;
+            lab.operators[0].kill();
+            let answer = asked.await?;
+            let rest = comes_to_rest(&mut lab).await?;
+            is_deleted_or_whole(&rest, volume, answer.is_ok()).await
+        })
+        .await?;
+    }
+    step("killed while a delete waits for an engine that hangs", async {
+        let volume = Uuid::new_v4();
+        let rest = all_online(&lab).await?;
+        rest.create_volume(volume, &volume_body()).await?;
+        let held = rest.specs().await?.replicas;
+        let copy = held.iter().find(|replica| replica.volume == volume).context("it has replicas")?;
+        let stuck = number(copy.pool.strip_prefix("pool-").context("pools are named after nodes")?)?;
+        lab.node(stuck).process()?.freeze()?;
+        let asked = tokio::spawn(async move { rest.destroy_volume(volume).await });
+        let rest = lab.rest().await?;
+        wait_until(PATIENCE, "the delete to be begun", || async {
+            let specs = rest.specs().await?;
+            let spec = specs.volumes.iter().find(|spec| spec.uuid == volume).context("it is gone")?;
+            ensure!(spec.status == control_api::SpecStatus::Deleting, "{spec:?}");
+            Ok(())
+        })
+        .await?;
+        lab.operators[0].kill();
+        ensure!(asked.await?.is_err(), "nobody can have acknowledged it");
+        lab.node(stuck).process()?.thaw()?;
+        let rest = comes_to_rest(&mut lab).await?;
+        is_deleted_or_whole(&rest, volume, false).await
+    })
+    .await?;
+    lab.run.passed();
+    Ok(())
+}
+
+/// Starts the operator again and waits until nothing is left to be done.
+async fn comes_to_rest(lab: &mut Lab) -> Result<Client> {
+    lab.operators[0].start(&lab.processes).await?;
+    lab.operators[0].wait_nodes(lab.engines.len()).await?;
+    let rest = lab.rest().await?;
+    wait_until(PATIENCE, "registry and engines to agree", || agree(lab, &rest)).await?;
+    Ok(rest)
+}
+
+/// A delete that nobody acknowledged may have been taken back; it is asked for again, then.
+async fn is_deleted_or_whole(rest: &Client, volume: Uuid, is_acknowledged: bool) -> Result<()> {
+    let is_there = rest.volumes().await?.entries.iter().any(|entry| entry.spec.uuid == volume);
+    println!("    acknowledged: {is_acknowledged}, there: {is_there}");
+    ensure!(!(is_there && is_acknowledged), "the delete was acknowledged and is undone");
+    if is_there {
+        rest.destroy_volume(volume).await?;
+    }
+    let left = rest.specs().await?;
+    ensure!(left.volumes.is_empty() && left.replicas.is_empty() && left.nexuses.is_empty(), "{left:?}");
+    Ok(())
+}
+
 async fn create_pools(lab: &Lab) -> Result<()> {
     let rest = lab.rest().await?;
     for engine in &lab.engines {
@@ -228,15 +333,6 @@ async fn provision(lab: &Lab, volume: Uuid) -> Result<ConnectOptions> {
     connect_options(&target.device_uri)
 }
 
-fn check(summary: &Summary) -> Result<()> {
-    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
-    Ok(())
-}
-
-async fn goes_on(load: &GuestIo<'_>) -> Result<()> {
-    check(&load.wait_operations(200).await?)
-}
-
 async fn wait_status(rest: &Client, volume: Uuid, status: VolumeStatus) -> Result<Volume> {
     wait_until(PATIENCE, &format!("the volume to be {status:?}"), || async {
         let volume = rest.volume(volume).await?;
@@ -271,10 +367,10 @@ async fn a_lost_replica_returns(lab: &mut Lab, volume: Uuid, load: &GuestIo<'_>)
     lab.engine(away).kill();
     let degraded = wait_status(&rest, volume, VolumeStatus::Degraded).await?;
     ensure!(!degraded.state.reasons.is_empty(), "it says why: {:?}", degraded.state);
-    goes_on(load).await?;
+    load.goes_on().await?;
     lab.restart_engine(away).await?;
     wait_status(&rest, volume, VolumeStatus::Online).await?;
-    goes_on(load).await
+    load.goes_on().await.map(drop)
 }
 
 async fn a_target_is_made_again_after_its_engine_restarted(
@@ -287,10 +383,10 @@ async fn a_target_is_made_again_after_its_engine_restarted(
     let home = number(target_node(&before)?)?;
     lab.engine(home).kill();
     lab.restart_engine(home).await?;
-    goes_on(load).await?;
+    load.goes_on().await?;
     let after = wait_status(&rest, volume, VolumeStatus::Online).await?;
     ensure!(target_node(&after)? == target_node(&before)?, "the target stayed on its node: {after:?}");
-    goes_on(load).await
+    load.goes_on().await.map(drop)
 }
 
 async fn the_other_operator_takes_over(lab: &mut Lab, volume: Uuid, load: &GuestIo<'_>) -> Result<()> {
@@ -316,7 +412,7 @@ async fn the_other_operator_takes_over(lab: &mut Lab, volume: Uuid, load: &Guest
     wait_status(&rest, volume, VolumeStatus::Online).await?;
     // The old one returns as a follower.
     lab.operators[leader].launch(&lab.processes)?;
-    goes_on(load).await
+    load.goes_on().await.map(drop)
 }
 
 /// What engines hold, by kind and id.
@@ -362,7 +458,7 @@ async fn c1_a_wiped_registry_destroys_nothing(lab: &mut Lab, load: &GuestIo<'_>)
     let begin = load.progress().await?;
     wait_until(PATIENCE, "three periods of the reconcilers", || async {
         let now = load.progress().await?;
-        check(&now)?;
+        now.check()?;
         ensure!(now.elapsed_ms >= begin.elapsed_ms + 15_000, "{now:?}");
         Ok(())
     })
@@ -376,7 +472,7 @@ async fn c1_a_wiped_registry_destroys_nothing(lab: &mut Lab, load: &GuestIo<'_>)
         Err(error) => println!("    a new pool is refused: {error}"),
         Ok(pool) => bail!("a new identity was minted beside stamped pools: {pool:?}"),
     }
-    goes_on(load).await
+    load.goes_on().await.map(drop)
 }
 
 /// Engines hold exactly what the registry wants, and the registry wants nothing that is not finished.
@@ -388,6 +484,21 @@ async fn agree(lab: &Lab, rest: &Client) -> Result<()> {
         found.extend(engine.api()?.list_replicas().await?.iter().map(|replica| replica.uuid));
     }
     ensure!(found == wanted, "engines hold {found:?}, the registry wants {wanted:?}");
+    let wanted: BTreeSet<_> = specs.nexuses.iter().map(|spec| (spec.node.clone(), spec.uuid)).collect();
+    let mut found = BTreeSet::new();
+    for engine in &lab.engines {
+        let nexuses = engine.api()?.list_nexuses().await?;
+        found.extend(nexuses.iter().map(|nexus| (engine.name(), nexus.uuid)));
+    }
+    ensure!(found == wanted, "engines hold the nexuses {found:?}, the registry wants {wanted:?}");
+    let targets: BTreeSet<_> = specs
+        .volumes
+        .iter()
+        .filter_map(|spec| spec.target.as_ref())
+        .map(|target| target.node.clone())
+        .collect();
+    let served: BTreeSet<_> = wanted.into_iter().map(|(node, _)| node).collect();
+    ensure!(targets == served, "targets on {targets:?}, nexuses on {served:?}");
     let unfinished: Vec<_> = specs
         .volumes
         .iter()
@@ -399,14 +510,4 @@ async fn agree(lab: &Lab, rest: &Client) -> Result<()> {
         ensure!(copies == usize::from(volume.num_replicas), "{copies} replicas of {volume:?}");
     }
     Ok(())
-}
-
-async fn disconnect(host: &LinuxHost, path: &ConnectOptions) -> Result<()> {
-    host.disconnect(&path.nqn).await?;
-    wait_until(PATIENCE, "the controller to be gone", || async {
-        let controllers = host.controllers().await?;
-        ensure!(controllers.iter().all(|seen| seen.nqn != path.nqn), "{controllers:?}");
-        Ok(())
-    })
-    .await
 }

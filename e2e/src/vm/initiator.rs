@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::wait::wait_until;
 
@@ -11,6 +11,9 @@ use super::LinuxHost;
 
 /// After the connection is made the kernel scans for namespaces in the background: 0.1 s where it is quiet.
 const SCAN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The kernel takes a controller apart in the background, after what is in flight.
+const GONE_DEADLINE: Duration = Duration::from_secs(90);
 
 /// How to connect. The defaults are those our own agents choose.
 #[derive(Debug, Clone)]
@@ -128,6 +131,17 @@ impl LinuxHost {
              [ \"$(cat $c/subsysnqn)\" != '{nqn}' ] || echo 1 >$c/delete_controller; done"
         );
         self.sh(&script).await.with_context(|| format!("disconnect {} from {nqn}", self.name)).map(drop)
+    }
+
+    /// Disconnects every controller of a subsystem, and waits until they are gone.
+    pub async fn disconnect_fully(&self, nqn: &str) -> Result<()> {
+        self.disconnect(nqn).await?;
+        wait_until(GONE_DEADLINE, &format!("the controllers of {nqn} to be gone"), || async {
+            let controllers = self.controllers().await?;
+            ensure!(controllers.iter().all(|seen| seen.nqn != nqn), "{controllers:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// The block device of a subsystem's first namespace, when there is one.

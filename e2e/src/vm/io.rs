@@ -12,6 +12,9 @@ use super::{LinuxHost, SCRIPT_DEADLINE};
 /// Time for the load to write its summary, beyond the time its operations are waited for.
 const SUMMARY_DEADLINE: Duration = Duration::from_secs(10);
 
+/// That I/O goes on is believed after so many operations: more than can be under way or held.
+const OPERATIONS: u64 = 200;
+
 /// A load that runs in the background of a host until it is stopped.
 pub struct GuestIo<'host> {
     host: &'host LinuxHost,
@@ -41,7 +44,22 @@ impl LinuxHost {
     }
 }
 
+impl Summary {
+    /// An error where the host saw one, or read something else than it wrote.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.errors == 0 && self.mismatches == 0, "the host saw errors: {self:?}");
+        Ok(())
+    }
+}
+
 impl GuestIo<'_> {
+    /// Waits until a good number of operations more went through; an error where one failed.
+    pub async fn goes_on(&self) -> Result<Summary> {
+        let summary = self.wait_operations(OPERATIONS).await?;
+        summary.check()?;
+        Ok(summary)
+    }
+
     /// How far it is, at most a moment ago.
     pub async fn progress(&self) -> Result<Summary> {
         let name = &self.options.name;
