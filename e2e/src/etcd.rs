@@ -30,6 +30,12 @@ pub struct Etcd {
     process: Option<Process>,
 }
 
+/// Everything that an etcd held.
+#[derive(Debug)]
+pub struct Backup {
+    folder: PathBuf,
+}
+
 impl Etcd {
     /// Starts an etcd with its data in `<run_dir>/<name>`, and waits until it answers.
     pub async fn start(processes: &Processes, run_dir: &Path, name: &str, place: Place) -> Result<Self> {
@@ -106,9 +112,29 @@ impl Etcd {
         self.resume(processes).await
     }
 
+    /// As [`Etcd::wipe`]; returns what was lost, for [`Etcd::recover`].
+    pub async fn lose(&mut self, processes: &Processes) -> Result<Backup> {
+        self.kill();
+        let folder = self.data_dir.with_extension("backup");
+        fs::rename(&self.data_dir, &folder)
+            .with_context(|| format!("set {} aside", self.data_dir.display()))?;
+        self.resume(processes).await?;
+        Ok(Backup { folder })
+    }
+
+    /// Brings back what was lost, as from a backup of that moment, in place of what there is now.
+    pub async fn recover(&mut self, processes: &Processes, backup: Backup) -> Result<()> {
+        self.kill();
+        fs::remove_dir_all(&self.data_dir)
+            .and_then(|()| fs::rename(&backup.folder, &self.data_dir))
+            .with_context(|| format!("bring {} back", self.data_dir.display()))?;
+        self.resume(processes).await
+    }
+
     /// The value of a key, read by `etcdctl`.
     pub async fn get(&self, key: &str) -> Result<Option<String>> {
         let value = self.control(&["get", "--print-value-only", key]).await?;
+        // Nothing at all is printed of a key that is not there.
         Ok(value.strip_suffix('\n').map(str::to_owned))
     }
 

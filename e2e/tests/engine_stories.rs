@@ -11,7 +11,7 @@ use e2e::guest::io_load::{IoOptions, Summary};
 use e2e::lab::mirror::{Mirror, connect_options};
 use e2e::lab::{Lab, Parts};
 use e2e::steps::step;
-use e2e::vm::{BootOptions, ConnectOptions, GuestIo, LinuxHost};
+use e2e::vm::{BootOptions, GuestIo, Kernel, LinuxHost};
 use e2e::wait::wait_until;
 use engine_api::Call;
 use engine_api::types::{ChildReason, ChildState, CreateReplica, NexusState, PoolState, RebuildState};
@@ -92,26 +92,34 @@ async fn a_mirrored_volume_outlives_every_fault_that_it_is_made_for() -> Result<
     )
     .await?;
     step(
+        "d9_ only one child's pool is full: that one is retired, and the host sees no error",
+        d9_where_only_some_children_are_full_those_are_retired(&lab, &host),
+    )
+    .await?;
+    step(
         "d3_ the nexus's engine is killed, a new nexus made: only what was open is copied",
         d3_after_a_crash_of_the_nexus_only_open_regions_are_copied(&mut lab, &mut mirror, &host, &load),
     )
     .await?;
-    step("d6_ etcd is wiped: I/O goes on", d6_a_wiped_store_stops_no_volume(&mut lab, &mirror, &load))
-        .await?;
+    step(
+        "d6_ etcd is wiped: I/O goes on, and waits without an error once a replica is lost as well",
+        d6_a_wiped_store_stops_no_volume(&mut lab, &mirror, &load),
+    )
+    .await?;
 
     let summary = step("the load ends without an error", load.stop()).await?;
-    check(&summary)?;
+    summary.check()?;
     step("connected again, every file and every block is right", async {
         host.unmount(MOUNT).await?;
-        disconnect(&host, &path).await?;
+        host.disconnect_fully(&path.nqn).await?;
         let device = host.connect(&path).await?;
         host.mount(&device, MOUNT).await?;
         host.verify_files(MOUNT, &checksums).await?;
         let checked = host.check_io(&options).await?;
         ensure!(checked.reads > 0, "nothing was checked");
-        check(&checked)?;
+        checked.check()?;
         host.unmount(MOUNT).await?;
-        disconnect(&host, &path).await
+        host.disconnect_fully(&path.nqn).await
     })
     .await?;
     step("all copies are equal, byte by byte", all_copies_are_equal(&lab, &mirror, &host)).await?;
@@ -120,6 +128,71 @@ async fn a_mirrored_volume_outlives_every_fault_that_it_is_made_for() -> Result<
             engine.stop().await?;
         }
         Ok(())
+    })
+    .await?;
+    drop(host);
+    lab.run.passed();
+    Ok(())
+}
+
+/// The other kernel that users have loses and finds paths in its own way: the same volume for it, in short.
+#[tokio::test]
+async fn a_host_with_a_newer_kernel_outlives_the_loss_of_a_replica_and_of_the_target() -> Result<()> {
+    let parts = Parts { engines: 3, hosts: 1, operators: 0, kubernetes: false };
+    let mut lab = Lab::prepare("engine-stories-newer", parts).await?;
+    step("three engines", lab.start_engines(parts.engines)).await?;
+    let boot = BootOptions { kernel: Kernel::BookwormBackports, ..BootOptions::default() };
+    step("a Linux host with kernel 6.12", lab.boot_host(boot)).await?;
+    let host = lab.hosts.remove(0);
+    ensure!(host.kernel().starts_with("6.12."), "{}", host.kernel());
+    let mut mirror = step("pools, replicas, a nexus on node 1", make_mirror(&lab)).await?;
+    let path = step("it is published", mirror.publish(&lab, &[host.host_nqn()])).await?;
+    step("the host connects and makes an ext4", async {
+        let device = host.connect(&path).await?;
+        host.make_ext4(&device).await?;
+        host.mount(&device, MOUNT).await
+    })
+    .await?;
+    let options = IoOptions {
+        state: Some("/run/load.state".into()),
+        pause_ms: 5,
+        blocks: 512,
+        ..IoOptions::new("load", format!("{MOUNT}/load"))
+    };
+    let load = step("the host reads and writes from now on", host.start_io(&options)).await?;
+    step(
+        "d5_ a replica's engine is killed: no write is acknowledged before the record says so",
+        d5_a_lost_replica_is_recorded_before_a_write_lacks_it(&mut lab, &mirror, &load),
+    )
+    .await?;
+    step(
+        "its engine is back, and the replica catches up",
+        a_replica_comes_back_by_itself_and_is_rebuilt(&mut lab, &mirror, &load),
+    )
+    .await?;
+    step("d13_ the nexus's engine is killed: I/O waits for the new nexus, without an error", async {
+        lab.engine(1).kill();
+        waits(&load, HELD).await?;
+        lab.restart_engine(1).await?;
+        let nexus =
+            wait_until(PATIENCE, "the new nexus", || async { mirror.clone().open(&lab).await }).await?;
+        mirror.nexus = nexus.uuid;
+        mirror.publish(&lab, &[host.host_nqn()]).await?;
+        load.goes_on().await
+    })
+    .await?;
+    let summary = step("the load ends without an error", load.stop()).await?;
+    summary.check()?;
+    step("connected again, every block is right", async {
+        host.unmount(MOUNT).await?;
+        host.disconnect_fully(&path.nqn).await?;
+        let device = host.connect(&path).await?;
+        host.mount(&device, MOUNT).await?;
+        let checked = host.check_io(&options).await?;
+        ensure!(checked.reads > 0, "nothing was checked");
+        checked.check()?;
+        host.unmount(MOUNT).await?;
+        host.disconnect_fully(&path.nqn).await
     })
     .await?;
     drop(host);
@@ -137,22 +210,11 @@ async fn make_mirror(lab: &Lab) -> Result<Mirror> {
     Mirror::create(lab, 1, &[(1, "pool"), (2, "pool"), (3, "pool")], 64 * MIB).await
 }
 
-fn check(summary: &Summary) -> Result<()> {
-    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
-    Ok(())
-}
-
-async fn goes_on(load: &GuestIo<'_>) -> Result<Summary> {
-    let summary = load.wait_operations(200).await?;
-    check(&summary)?;
-    Ok(summary)
-}
-
 /// Waits until every thread of the load waits, for so long.
 async fn waits(load: &GuestIo<'_>, long: Duration) -> Result<Summary> {
     let summary = wait_until(PATIENCE, &format!("I/O to be held for {long:?}"), || async {
         let summary = load.progress().await?;
-        check(&summary)?;
+        summary.check()?;
         ensure!(summary.in_flight == 4 && u128::from(summary.waiting_ms) >= long.as_millis(), "{summary:?}");
         Ok(summary)
     })
@@ -179,7 +241,7 @@ async fn d5_a_lost_replica_is_recorded_before_a_write_lacks_it(
     ensure!(!mirror.is_recorded_healthy(lab, 3).await?, "a write went through before the record said so");
     mirror.wait_child(lab, 3, ChildState::Faulted, PATIENCE).await?;
     ensure!(mirror.look(lab).await?.state == NexusState::Degraded, "{:?}", mirror.look(lab).await?);
-    let summary = goes_on(load).await?;
+    let summary = load.goes_on().await?;
     // A path that the host reset would have cost it at least its own time-out.
     ensure!(
         u128::from(summary.longest_ms) < HOST_IO_TIMEOUT.as_millis(),
@@ -213,7 +275,7 @@ async fn a_replica_comes_back_by_itself_and_is_rebuilt(
         history.iter().any(|past| past.child_uri == copy.uri && past.state == RebuildState::Completed),
         "{history:?}"
     );
-    goes_on(load).await.map(drop)
+    load.goes_on().await.map(drop)
 }
 
 async fn d3_a_node_that_rebooted_is_retired_and_catches_up(
@@ -236,9 +298,9 @@ async fn d3_a_node_that_rebooted_is_retired_and_catches_up(
         Ok(())
     })
     .await?;
-    goes_on(load).await?;
+    load.goes_on().await?;
     mirror.bring_back(lab, 2, PATIENCE).await?;
-    goes_on(load).await.map(drop)
+    load.goes_on().await.map(drop)
 }
 
 async fn d5_without_the_store_io_goes_on_until_a_replica_is_lost(
@@ -248,22 +310,29 @@ async fn d5_without_the_store_io_goes_on_until_a_replica_is_lost(
 ) -> Result<()> {
     let begin = load.progress().await?;
     lab.etcd.kill();
-    wait_until(PATIENCE, "20 s of I/O without etcd", || async {
+    wait_until(PATIENCE, "half a minute of I/O without etcd", || async {
         let summary = load.progress().await?;
-        check(&summary)?;
-        ensure!(summary.elapsed_ms >= begin.elapsed_ms + 20_000, "{summary:?}");
+        summary.check()?;
+        ensure!(summary.elapsed_ms >= begin.elapsed_ms + 30_000, "{summary:?}");
         ensure!(summary.writes > begin.writes + 200, "I/O stands still: {summary:?}");
         Ok(())
     })
     .await?;
     lab.engine(3).kill();
     waits(load, HELD).await?;
+    wait_until(PATIENCE, "a minute without etcd to be over", || async {
+        let summary = load.progress().await?;
+        summary.check()?;
+        ensure!(summary.elapsed_ms >= begin.elapsed_ms + 60_000, "{summary:?}");
+        Ok(())
+    })
+    .await?;
     lab.etcd.resume(&lab.processes).await?;
-    goes_on(load).await?;
+    load.goes_on().await?;
     ensure!(!mirror.is_recorded_healthy(lab, 3).await?, "node 3 is away and recorded healthy");
     lab.restart_engine(3).await?;
     mirror.bring_back(lab, 3, PATIENCE).await?;
-    goes_on(load).await.map(drop)
+    load.goes_on().await.map(drop)
 }
 
 async fn nonsense_on_the_port_disturbs_nobody(
@@ -286,7 +355,7 @@ async fn nonsense_on_the_port_disturbs_nobody(
         let ended = tokio::time::timeout(PATIENCE, stream.take(64 << 10).read_to_end(&mut answer)).await;
         ensure!(ended.is_ok(), "a connection with nonsense is kept: {:02x?}", &bytes[..bytes.len().min(16)]);
     }
-    goes_on(load).await?;
+    load.goes_on().await?;
     ensure!(lab.node(1).process()?.is_running(), "{}", lab.node(1).process()?.log_tail());
     ensure!(mirror.look(lab).await?.state == NexusState::Online, "{:?}", mirror.look(lab).await?);
     drop(idle);
@@ -371,7 +440,27 @@ async fn d9_a_full_pool_is_not_a_broken_one(lab: &Lab, host: &LinuxHost) -> Resu
     ensure!(left.trim() == "0", "{left} bytes of what was unmapped are not zero");
     let nexus = mirror.look(lab).await?;
     ensure!(nexus.state == NexusState::Online, "{nexus:?}");
-    disconnect(host, &path).await?;
+    host.disconnect_fully(&path.nqn).await?;
+    mirror.destroy(lab).await
+}
+
+async fn d9_where_only_some_children_are_full_those_are_retired(lab: &Lab, host: &LinuxHost) -> Result<()> {
+    // The pools of the story before: on node 3 there is less room than the replica was promised, on node 2 there is more.
+    let mirror = Mirror::create(lab, 2, &[(2, "pool"), (3, "small")], 96 * MIB).await?;
+    let path = mirror.publish(lab, &[host.host_nqn()]).await?;
+    let device = host.connect(&path).await?;
+    let script = format!("xfs_io -d -c 'pwrite -S 0x5a -b 256k 0 {}' {device} 2>&1", 80 * MIB);
+    let said = host.sh(&script).await?;
+    ensure!(said.contains("wrote 83886080/83886080"), "the host was told of it: {said}");
+    let nexus = mirror.look(lab).await?;
+    ensure!(nexus.state == NexusState::Degraded, "{nexus:?}");
+    let (kept, full) = (mirror.child_on(lab, 2).await?, mirror.child_on(lab, 3).await?);
+    ensure!(kept.state == ChildState::Online, "{kept:?}");
+    ensure!(full.state != ChildState::Online && full.reason == ChildReason::NoSpace, "{full:?}");
+    ensure!(!mirror.is_recorded_healthy(lab, 3).await?, "a full child lacks writes and is recorded healthy");
+    let odd = host.sh(&format!("head -c {} {device} | tr -d Z | wc -c", 80 * MIB)).await?;
+    ensure!(odd.trim() == "0", "{odd} bytes are not what was written");
+    host.disconnect_fully(&path.nqn).await?;
     mirror.destroy(lab).await
 }
 
@@ -415,7 +504,7 @@ async fn d3_after_a_crash_of_the_nexus_only_open_regions_are_copied(
     mirror.nexus = nexus.uuid;
     ensure!(nexus.children.iter().all(|child| child.state == ChildState::Online), "members stay: {nexus:?}");
     let path = mirror.publish(lab, &[host.host_nqn()]).await?;
-    goes_on(load).await?;
+    load.goes_on().await?;
     let copied = wait_until(PATIENCE, "the end of the copy", || async {
         let log = std::fs::read_to_string(lab.node(1).process()?.log_path())?;
         copied_after_crash(&log, mirror.nexus).context("its engine's log does not tell it yet")
@@ -443,11 +532,21 @@ fn copied_after_crash(log: &str, nexus: Uuid) -> Option<u64> {
 }
 
 async fn d6_a_wiped_store_stops_no_volume(lab: &mut Lab, mirror: &Mirror, load: &GuestIo<'_>) -> Result<()> {
-    lab.etcd.wipe(&lab.processes).await?;
-    goes_on(load).await?;
-    goes_on(load).await?;
+    let backup = lab.etcd.lose(&lab.processes).await?;
+    load.goes_on().await?;
+    load.goes_on().await?;
     ensure!(mirror.look(lab).await?.state == NexusState::Online, "{:?}", mirror.look(lab).await?);
-    Ok(())
+    // The loss can be recorded nowhere: a store without our identity counts as unreachable.
+    lab.engine(3).kill();
+    waits(load, HELD).await?;
+    let made = lab.etcd.get(&mirror.record_key()).await?;
+    ensure!(made.is_none(), "a record was made in a store that is not ours: {made:?}");
+    lab.etcd.recover(&lab.processes, backup).await?;
+    load.goes_on().await?;
+    ensure!(!mirror.is_recorded_healthy(lab, 3).await?, "node 3 is away and recorded healthy");
+    lab.restart_engine(3).await?;
+    mirror.bring_back(lab, 3, PATIENCE).await?;
+    load.goes_on().await.map(drop)
 }
 
 /// Compares what is behind the nexus: an error in one copy shows only when it is read.
@@ -460,20 +559,10 @@ async fn all_copies_are_equal(lab: &Lab, mirror: &Mirror, host: &LinuxHost) -> R
         let mib = mirror.size_bytes / MIB;
         let sum = host.sh(&format!("dd if={device} bs=1M skip=5 count={mib} 2>/dev/null | md5sum")).await?;
         sums.push((copy.node, sum));
-        disconnect(host, &path).await?;
+        host.disconnect_fully(&path.nqn).await?;
     }
     ensure!(sums.windows(2).all(|pair| pair[0].1 == pair[1].1), "the copies differ: {sums:?}");
     Ok(())
-}
-
-async fn disconnect(host: &LinuxHost, path: &ConnectOptions) -> Result<()> {
-    host.disconnect(&path.nqn).await?;
-    wait_until(PATIENCE, "the controller to be gone", || async {
-        let controllers = host.controllers().await?;
-        ensure!(controllers.iter().all(|seen| seen.nqn != path.nqn), "{controllers:?}");
-        Ok(())
-    })
-    .await
 }
 
 /// How a host connects is read from the URI that an engine shows.

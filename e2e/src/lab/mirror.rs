@@ -248,7 +248,8 @@ impl Mirror {
         connect_options(&replica.uri)
     }
 
-    fn record_key(&self) -> String {
+    /// Where the record is in etcd.
+    pub fn record_key(&self) -> String {
         format!("/stories/volume/{}/info", self.volume)
     }
 }
