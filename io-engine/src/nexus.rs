@@ -13,13 +13,14 @@
 //! - a region is closed only after a flush that began when its writes were on every writer (D2): `regions`, `close`;
 //! - after an unclean end nothing that may differ is read or written before it was copied (D3): `reconcile`, `sync`;
 //! - the record's last healthy child stays; with nobody left to serve, I/O is held, not failed (D13): `recover`;
+//! - an older nexus is shut out of every child before this one begins (F1): `reserve`, `create`;
+//! - reads are answered while every member counts on this nexus (D5): `lease`;
 //! - a nexus that was replaced stops before its next acknowledgement (F2): [`Nexus::stopped`].
 //!
 //! A nexus lives on one shard: `Rc` and short borrows, no lock over an await. Futures of host commands never resolve
 //! once the nexus is stopped; whoever serves it closes the host's connections then, and makes up no error.
 //!
-//! Deliberately absent here: reservations and the read lease, which come with fencing; maps of what an absent member
-//! missed; resize. A returning child is copied whole, but for members that lost power and were there at create.
+//! Deliberately absent here: maps of what an absent member missed; resize. A returning child is copied whole, but for members that lost power and were there at create.
 
 pub mod barrier;
 pub mod child;
@@ -31,6 +32,7 @@ pub mod layout;
 pub mod limits;
 pub mod reconcile;
 pub mod regions;
+pub mod reserve;
 pub mod spans;
 pub mod state;
 pub mod tally;
@@ -39,6 +41,7 @@ pub mod view;
 mod admin;
 mod close;
 mod create;
+mod lease;
 mod read;
 mod recover;
 pub(crate) mod retire;
@@ -64,6 +67,7 @@ pub use device::{ChildDevice, EngineNexus, EngineParts};
 pub use error::NexusError;
 use gate::{Gate, Paused};
 use regions::Regions;
+pub use reserve::Reservation;
 use retire::{RecordState, Request};
 use state::{NexusEvent, NexusState};
 use sync::Unsynced;
@@ -97,6 +101,8 @@ pub struct NexusSpec {
     pub given_up: Vec<Uuid>,
     /// Bandwidth of a rebuild in bytes per second; `None`: unlimited.
     pub rebuild_bytes_per_second: Option<u64>,
+    /// The reservation it takes on every child. With `None` nothing keeps an older nexus out, and reads need no lease.
+    pub reservation: Option<Reservation>,
 }
 
 /// Bytes per region where no child keeps a map; the largest a replica may have.
@@ -139,6 +145,11 @@ pub(crate) struct Inner<P: Parts> {
     pub(crate) repairs: Cell<usize>,
     pub(crate) rebuilds: RefCell<Vec<RebuildHandle>>,
     pub(crate) history: RefCell<History>,
+    pub(crate) reservation: Option<Reservation>,
+    /// Wakes reads that wait for the lease.
+    pub(crate) lease_changed: Notify,
+    /// Probes sent for the lease.
+    pub(crate) probes: Cell<u64>,
 }
 
 impl<P: Parts> Inner<P> {
@@ -181,7 +192,14 @@ impl<P: Parts> Inner<P> {
             repairs: Cell::new(0),
             rebuilds: RefCell::default(),
             history: RefCell::default(),
+            reservation: spec.reservation,
+            lease_changed: Notify::new(),
+            probes: Cell::new(0),
         });
+        for child in inner.children.borrow().iter() {
+            inner.listen_for_conflicts(child);
+        }
+        inner.follow_record();
         let nexus = Rc::clone(&inner);
         runtime::spawn(async move { retire::registrar(nexus, requests).await });
         inner
@@ -257,6 +275,11 @@ impl<P: Parts> Inner<P> {
         self.changed();
     }
 
+    /// Nothing is answered any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.borrow().is_some()
+    }
+
     /// Resolves when the nexus is stopped.
     pub(crate) fn stopped(&self) -> impl Future<Output = StopReason> + use<P> {
         let mut stop = self.stop.subscribe();
@@ -307,6 +330,11 @@ impl<P: Parts> Nexus<P> {
     /// the hosts' connections.
     pub fn stopped(&self) -> impl Future<Output = StopReason> + use<P> {
         self.inner.stopped()
+    }
+
+    /// Probes sent to members so far for the read lease.
+    pub fn lease_probes(&self) -> u64 {
+        self.inner.probes.get()
     }
 
     /// A number that grows with every change of state of the nexus or a child.

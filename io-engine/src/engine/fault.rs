@@ -69,7 +69,9 @@ pub(super) fn of_nexus(error: &NexusError) -> ApiError {
         | NexusError::Refused { .. }
         | NexusError::Fenced { .. } => ErrorKind::FailedPrecondition,
         NexusError::RecordGarbled { .. } => ErrorKind::DataLoss,
-        NexusError::NoChildren | NexusError::StoreUnavailable { .. } => ErrorKind::Internal,
+        NexusError::NoChildren | NexusError::StoreUnavailable { .. } | NexusError::Reserved { .. } => {
+            ErrorKind::Internal
+        }
     };
     ApiError::new(kind, chain(error))
 }

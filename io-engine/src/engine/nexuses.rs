@@ -19,9 +19,11 @@ use super::replicas::{allowed_hosts, nqn_of};
 use super::turns::Object;
 use crate::device::DeviceUri;
 use crate::initiator::InitiatorOptions;
+use crate::member::ReservationType;
 use crate::nexus::child_state::{ChildState, FaultReason};
 use crate::nexus::gate::Paused;
 use crate::nexus::limits;
+use crate::nexus::reserve::{Preempt, Reservation};
 use crate::nexus::state::NexusState;
 use crate::nexus::view::{ChildView, NexusHealth};
 use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, NexusSpec};
@@ -118,6 +120,26 @@ fn rebuild_state(state: JobState) -> RebuildState {
         JobState::Stopped => RebuildState::Stopped,
         JobState::Failed => RebuildState::Failed,
         JobState::Completed => RebuildState::Completed,
+    }
+}
+
+fn reservation(wanted: engine_api::Reservation) -> Reservation {
+    use engine_api::{Preempt as Asked, ReservationKind as Kind};
+    Reservation {
+        key: wanted.key,
+        kind: match wanted.kind {
+            Kind::WriteExclusive => ReservationType::WriteExclusive,
+            Kind::ExclusiveAccess => ReservationType::ExclusiveAccess,
+            Kind::WriteExclusiveRegistrants => ReservationType::WriteExclusiveRegistrantsOnly,
+            Kind::ExclusiveAccessRegistrants => ReservationType::ExclusiveAccessRegistrantsOnly,
+            Kind::WriteExclusiveAllRegistrants => ReservationType::WriteExclusiveAllRegistrants,
+            Kind::ExclusiveAccessAllRegistrants => ReservationType::ExclusiveAccessAllRegistrants,
+        },
+        preempt: match wanted.preempt {
+            Asked::Nobody => Preempt::Nobody,
+            Asked::Key(key) => Preempt::Key(key),
+            Asked::Holder => Preempt::Holder,
+        },
     }
 }
 
@@ -241,9 +263,6 @@ impl Core {
         if request.standby {
             return Err(ApiError::new(ErrorKind::Unimplemented, "nexuses on standby"));
         }
-        if request.reservation.is_some() {
-            tracing::debug!(nexus.id = %uuid, "reservations of children are not taken by this engine yet");
-        }
         nqn_of(&request.name)?;
         let children: Vec<_> = request.children.into_iter().map(|uri| self.child_spec(uri)).collect();
         for (at, child) in children.iter().enumerate() {
@@ -270,6 +289,7 @@ impl Core {
             record_key: record_key.clone(),
             given_up: Vec::new(),
             rebuild_bytes_per_second: None,
+            reservation: request.reservation.map(reservation),
         };
         let slot = Slot {
             name: request.name,
@@ -281,7 +301,7 @@ impl Core {
             paused: None,
         };
         self.nexuses.borrow_mut().insert(uuid, slot);
-        match EngineNexus::create(spec, self.parts(&record_key)).await {
+        match Box::pin(EngineNexus::create(spec, self.parts(&record_key))).await {
             Ok(nexus) => {
                 self.close_hosts_when_stopped(&nexus);
                 if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {

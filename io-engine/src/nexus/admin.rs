@@ -28,6 +28,7 @@ impl<P: Parts> Nexus<P> {
                 return Err(NexusError::TooManyChildren { max: limits::CHILDREN_MAX });
             }
             let child = Child::new(spec.uri, spec.replica);
+            nexus.listen_for_conflicts(&child);
             children.push(Rc::clone(&child));
             child
         };
@@ -141,6 +142,10 @@ impl<P: Parts> Nexus<P> {
                 && nexus.regions.borrow().is_empty()
         };
         let is_equal = is_drained && runtime::timeout(limits::SHUTDOWN_DRAIN, closing).await.unwrap_or(false);
+        if is_drained {
+            // What is still under way is the next nexus's to shut out: it stays reserved then.
+            nexus.unregister().await;
+        }
         if is_equal {
             let recorded = retire::change(nexus, Change::Clean);
             match runtime::timeout(limits::SHUTDOWN_STORE_DEADLINE, recorded).await {

@@ -1,6 +1,6 @@
 //! A child: the device behind it, its state, and the commands under way on it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::pin::pin;
@@ -16,6 +16,7 @@ use crate::block::{BlockDevice, BlockError, ErrorKind, Lba};
 use crate::member::{Member, MemberReport, Reserve};
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
+use crate::nexus::lease::Standing;
 use crate::nexus::retire::Recorded;
 use crate::record::RecordStore;
 use crate::watch;
@@ -116,6 +117,8 @@ pub(crate) struct Child<D> {
     /// Proof for those who wait: the record does not count on this child.
     recorded: Cell<Option<Recorded>>,
     pub(crate) fault_time: Cell<Option<SystemTime>>,
+    pub(crate) standing: Standing,
+    on_conflict: OnceCell<Box<dyn Fn()>>,
 }
 
 impl<D: Device> Child<D> {
@@ -141,6 +144,8 @@ impl<D: Device> Child<D> {
             rebuilds: Cell::new(0),
             recorded: Cell::new(None),
             fault_time: Cell::new(None),
+            standing: Standing::default(),
+            on_conflict: OnceCell::new(),
         })
     }
 
@@ -228,6 +233,18 @@ impl<D: Device> Child<D> {
         let _ = states.wait_for(|state| !matches!(state, ChildState::Faulting(_))).await;
     }
 
+    /// Who is told, once and for all, when a command of whatever kind meets another's reservation.
+    pub(crate) fn on_conflict(&self, tell: impl Fn() + 'static) {
+        // A child has one nexus.
+        let _ = self.on_conflict.set(Box::new(tell));
+    }
+
+    fn conflict(&self) {
+        if let Some(tell) = self.on_conflict.get() {
+            tell();
+        }
+    }
+
     /// Runs one command on the device, in a task of its own: when the child leaves the writer set first, or this is
     /// dropped, the command goes on, and is counted until it has ended.
     pub(crate) async fn command<T: 'static, F>(self: &Rc<Self>, begin: impl FnOnce(Rc<D>) -> F) -> Answer<T>
@@ -238,9 +255,14 @@ impl<D: Device> Child<D> {
         let (true, Some(device)) = (self.state().takes_writes(), self.device()) else { return Answer::Left };
         let ticket = Ticket::take(self);
         let command = begin(device);
+        let child = Rc::clone(self);
         let command = runtime::spawn(async move {
             let result = command.await;
             drop(ticket);
+            // Whoever waited may have left: the volume is another's all the same.
+            if matches!(&result, Err(error) if error.kind() == ErrorKind::ReservationConflict) {
+                child.conflict();
+            }
             result
         });
         let left = pin!(states.wait_for(|state| !state.takes_writes()));

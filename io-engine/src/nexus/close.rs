@@ -154,6 +154,8 @@ impl<P: Parts> Inner<P> {
                 self.lost(child);
                 false
             }
+            // The nexus is stopped already.
+            Answer::Failed(error) if error.kind() == ErrorKind::ReservationConflict => false,
             Answer::Failed(_) => {
                 self.fail(child, FaultReason::IoFailure);
                 false

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use futures::future::join_all;
+use runtime::Instant;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry};
@@ -14,6 +15,7 @@ use crate::nexus::error::NexusError;
 use crate::nexus::layout::{data_area, nexus_geometry};
 use crate::nexus::limits;
 use crate::nexus::reconcile::{self, Account, Candidate, Decision, Plan, Situation};
+use crate::nexus::reserve::{self, Taken};
 use crate::nexus::retire::{self, RecordState, Recorded};
 use crate::nexus::state::NexusEvent;
 use crate::nexus::{Inner, Nexus, NexusSpec};
@@ -29,6 +31,7 @@ struct Found<D> {
     device: Result<Rc<D>, BlockError>,
     report: Option<MemberReport>,
     account: Account,
+    taken: Option<Taken>,
 }
 
 /// Opens the volume that `spec` describes.
@@ -36,13 +39,22 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
     check(&spec)?;
     // Random for each create: an older process that serves the same nexus must not pass for this one.
     let incarnation = Uuid::from_bytes(runtime::random_uuid_bytes());
-    let loaded = load(parts.store(), &spec.record_key).await?;
     let mut unfit: BTreeSet<Uuid> = BTreeSet::new();
+    // Reserved first and read afterwards: an older nexus that changes the record later than that has lost its race, and
+    // is stopped by the reservation or by the compare-and-swap.
+    let mut found = Box::pin(find_children(&spec, &parts, &unfit)).await;
+    refuse_reserved(&found)?;
+    let mut fenced_at = replaced_at(&found);
+    let loaded = load(parts.store(), &spec.record_key).await?;
     let mut base = loaded.record.as_ref().map(|(value, revision)| (value.clone(), *revision));
     let mut sequence = 0;
     // Each turn loses a member that answered and then could not join: there are no more turns than children.
     for _ in 0..=spec.children.len() {
-        let found = find_children(&spec, &parts, &unfit).await;
+        if !unfit.is_empty() {
+            found = Box::pin(find_children(&spec, &parts, &unfit)).await;
+            refuse_reserved(&found)?;
+            fenced_at = fenced_at.max(replaced_at(&found));
+        }
         let original = loaded.record.as_ref().map(|(value, _)| value);
         let plan = decide(&spec, original, &found)?;
         refuse_unopened_first(&spec, original, &found)?;
@@ -75,7 +87,9 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
             unfit.extend(lost);
             continue;
         }
-        return Ok(assemble(spec, parts, geometry, record, &plan, found));
+        let nexus = assemble(spec, parts, geometry, record, &plan, found);
+        nexus.inner.begin_after_lease(fenced_at);
+        return Ok(nexus);
     }
     Err(NexusError::Refused { refusal: reconcile::Refusal::NoMember })
 }
@@ -112,6 +126,20 @@ async fn load<S: RecordStore>(store: &S, key: &str) -> Result<Loaded, NexusError
         .map_err(|_| NexusError::StoreUnavailable { why: "the record could not be read".into() })?
 }
 
+/// Another nexus holds a child, and this one is not to replace it.
+fn refuse_reserved<D>(found: &[Found<D>]) -> Result<(), NexusError> {
+    let is_reserved = |found: &&Found<D>| matches!(&found.device, Err(error) if error.kind() == ErrorKind::ReservationConflict);
+    match found.iter().find(is_reserved) {
+        Some(found) => Err(NexusError::Reserved { uri: found.uri.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The moment from which the lease of the nexus before this one has to be waited for, where there was one.
+fn replaced_at<D>(found: &[Found<D>]) -> Option<Instant> {
+    found.iter().any(|found| found.taken == Some(Taken::Replaced)).then(runtime::now)
+}
+
 /// A replica that holds another volume's data: neither a member nor a place to write to.
 fn is_anothers(report: &MemberReport, volume: Uuid) -> bool {
     !report.volume.is_nil() && report.volume != volume
@@ -135,6 +163,11 @@ async fn find_children<P: Parts>(
                 return Err(BlockError::new(ErrorKind::PathLost, "could not join the epoch"));
             }
             let device = Rc::new(parts.open(&child.uri).await?);
+            // Before its report: from here on no older nexus changes what it tells.
+            let taken = match &spec.reservation {
+                Some(wanted) => Some(Box::pin(reserve::take(&*device, wanted)).await?),
+                None => None,
+            };
             let report = match device.report().await {
                 Ok(report) if report.replica != child.replica => {
                     let text = format!("holds replica {}, not {}", report.replica, child.replica);
@@ -145,20 +178,30 @@ async fn find_children<P: Parts>(
                 Err(error) if error.kind() == ErrorKind::Unsupported => None,
                 Err(error) => return Err(error),
             };
-            Ok((device, report))
+            Ok((device, report, taken))
         };
         let outcome = runtime::timeout(limits::OPEN_DEADLINE, attempt)
             .await
             .unwrap_or_else(|_| Err(BlockError::new(ErrorKind::TimedOut, "did not open in time")));
         let (uri, replica) = (child.uri.clone(), child.replica);
         match outcome {
-            Ok((device, report)) => {
+            Ok((device, report, taken)) => {
+                if taken == Some(Taken::Unsupported) {
+                    tracing::warn!(nexus.id = %spec.uuid, child.uri = %uri, "used without a reservation");
+                }
                 let account = report.clone().map_or(Account::Mute, Account::Report);
-                Found { uri, replica, device: Ok(device), report, account }
+                Found { uri, replica, device: Ok(device), report, account, taken }
             }
             Err(error) => {
                 tracing::warn!(nexus.id = %spec.uuid, child.uri = %uri, %error, "child not opened");
-                Found { uri, replica, device: Err(error), report: None, account: Account::Unreachable }
+                Found {
+                    uri,
+                    replica,
+                    device: Err(error),
+                    report: None,
+                    account: Account::Unreachable,
+                    taken: None,
+                }
             }
         }
     }))
@@ -301,6 +344,9 @@ fn assemble<P: Parts>(
         .into_iter()
         .map(|found| {
             let child = Child::new(found.uri, found.replica);
+            if let Some(taken) = found.taken {
+                child.standing.taken(taken);
+            }
             if plan.members.contains(&found.replica) {
                 let device = found.device.unwrap_or_else(|_| unreachable!("members were reached"));
                 child.has_lost_power.set(found.report.as_ref().is_some_and(|report| report.lost_power));
@@ -353,6 +399,7 @@ pub(super) async fn open_child<P: Parts>(
         let device = Rc::new(nexus.parts.open(&child.uri).await?);
         // Commands of an earlier connection must not land after those of this one.
         child.idle().await;
+        Box::pin(nexus.hold(child, &device)).await?;
         let report = match device.report().await {
             Ok(report) if is_anothers(&report, nexus.volume) => return Err(anothers(&report)),
             Ok(report) => Some(report),

@@ -101,6 +101,12 @@ pub enum NexusError {
         /// Who.
         by: FencedBy,
     },
+    /// Another nexus holds the reservation of a child, and is not to be replaced.
+    #[error("child {uri} is reserved by another nexus")]
+    Reserved {
+        /// The child.
+        uri: String,
+    },
     /// No rebuild of this child.
     #[error("child {uri} is not being rebuilt")]
     NoRebuild {

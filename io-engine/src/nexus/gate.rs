@@ -39,10 +39,15 @@ impl Gate {
 
     /// Lets nobody in any more and waits until everybody is out; opens again when the answer is dropped.
     pub async fn pause(&self) -> Paused {
-        self.state.pauses.set(self.state.pauses.get() + 1);
-        let paused = Paused { state: Rc::clone(&self.state) };
+        let paused = self.hold();
         self.drained().await;
         paused
+    }
+
+    /// Lets nobody in until the answer is dropped; who is inside stays there.
+    pub fn hold(&self) -> Paused {
+        self.state.pauses.set(self.state.pauses.get() + 1);
+        Paused { state: Rc::clone(&self.state) }
     }
 
     /// Lets nobody in any more, ever.

@@ -6,6 +6,18 @@
 
 use std::time::Duration;
 
+/// How long a confirmation of a member lets reads be answered (SAFETY D5).
+pub const LEASE: Duration = Duration::from_millis(500);
+
+/// More than [`LEASE`], for clocks that do not run alike: a nexus that replaced another answers nothing before.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(50);
+
+/// How long a shutdown waits for a child to take the unregister; the next nexus preempts what is left.
+pub const UNREGISTER_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A watch of the record is made anew so often, in case it died unseen.
+pub const WATCH_AGAIN: Duration = Duration::from_secs(30);
+
 /// A child that leaves a command unanswered for so long is silent, and its connection is made anew.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(4);
 

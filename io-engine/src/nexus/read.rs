@@ -54,6 +54,11 @@ impl<P: Parts> Inner<P> {
                     for (bad, _) in failed {
                         self.repair(bad, range);
                     }
+                    // After the read: what was read is no older than the lease.
+                    self.leased().await;
+                    if self.is_stopped() {
+                        std::future::pending::<()>().await;
+                    }
                     return Ok(buf);
                 }
                 Answer::Failed(error) if is_loss(error.kind()) => self.lost(&child),

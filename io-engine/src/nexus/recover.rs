@@ -101,6 +101,9 @@ impl<P: Parts> Inner<P> {
             }
             // What the old connection had begun has to be over, or it could land after what is sent again.
             child.idle().await;
+            if Box::pin(self.hold(child, &device)).await.is_err() {
+                return Attempt::Failed;
+            }
             match device.report().await {
                 Ok(report) if report.replica != child.replica => Attempt::Stranger,
                 Ok(report) => match child.incarnation.get() {

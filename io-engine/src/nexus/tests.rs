@@ -1,6 +1,7 @@
 //! Stories on memory children with forced faults, in simulated time.
 
 mod engines;
+mod fence;
 mod oracle;
 mod outage;
 mod rebuild;

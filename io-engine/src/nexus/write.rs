@@ -75,9 +75,12 @@ pub(crate) async fn leg<P: Parts>(
         match state {
             ChildState::InSync | ChildState::Rebuilding => {
                 let command = command.clone();
+                let sent = runtime::now();
                 match child.command(move |device| command.run(device)).await {
                     Answer::Done(()) => {
                         child.is_suspect.set(false);
+                        child.standing.confirm(sent);
+                        nexus.lease_changed.notify_waiters();
                         return LegEnd::Done;
                     }
                     // A destination may have become a member since the command was sent.
@@ -254,7 +257,7 @@ impl<P: Parts> Inner<P> {
             };
             nexus.regions.borrow_mut().end(&bytes);
             drop((under_way, guard));
-            acknowledge(reply, outcome);
+            nexus.acknowledge(reply, outcome);
             drop(pass);
         });
         answered(answer).await
@@ -267,7 +270,7 @@ impl<P: Parts> Inner<P> {
         let nexus = Rc::clone(self);
         self.spawn(async move {
             let outcome = nexus.flush_now().await;
-            acknowledge(reply, outcome);
+            nexus.acknowledge(reply, outcome);
             drop(pass);
         });
         answered(answer).await
@@ -330,6 +333,19 @@ impl<P: Parts> Inner<P> {
             .expect("byte ranges of the nexus lie within it")
     }
 
+    /// Answers the host, unless the nexus was stopped a moment ago (SAFETY F2). Nothing but a [`Settled`] makes an
+    /// acknowledgement.
+    fn acknowledge(
+        &self,
+        reply: oneshot::Sender<Result<(), BlockError>>,
+        outcome: Result<Settled, BlockError>,
+    ) {
+        if !self.is_stopped() {
+            // The host's connection may be gone: the command is done all the same.
+            let _ = reply.send(outcome.map(|Settled(())| ()));
+        }
+    }
+
     /// Runs a task that ends with the nexus.
     pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let stopped = self.stopped();
@@ -340,12 +356,6 @@ impl<P: Parts> Inner<P> {
             }
         });
     }
-}
-
-/// Answers the host. Nothing but a [`Settled`] makes an acknowledgement.
-fn acknowledge(reply: oneshot::Sender<Result<(), BlockError>>, outcome: Result<Settled, BlockError>) {
-    // The host's connection may be gone: the command is done all the same.
-    let _ = reply.send(outcome.map(|Settled(())| ()));
 }
 
 /// The answer, or none ever where the nexus was stopped: its connections are closed, no error is made up.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, KeyValue, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, ConnectOptions, EventType, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    WatchOptions,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot};
@@ -41,7 +42,7 @@ pub struct EtcdOptions {
 
 struct Shared {
     options: EtcdOptions,
-    client: OnceCell<KvClient>,
+    client: OnceCell<Client>,
 }
 
 /// A connection to etcd; clones share it. It is made, and made again, as requests need it.
@@ -67,24 +68,26 @@ impl EtcdStore {
     async fn call<T: Send + 'static>(&self, request: impl Future<Output = T> + Send + 'static) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.tokio.spawn(async move {
-            // Nobody waits any more where the nexus was stopped meanwhile.
-            let _ = reply.send(request.await);
+            let mut reply: oneshot::Sender<T> = reply;
+            // Nobody waits any more where the nexus was stopped meanwhile, or asks again.
+            tokio::select! {
+                done = request => drop(reply.send(done)),
+                () = reply.closed() => {}
+            }
         });
         answer.await.ok()
     }
 }
 
 impl Shared {
-    async fn client(&self) -> Result<KvClient, etcd_client::Error> {
+    async fn client(&self) -> Result<Client, etcd_client::Error> {
         let client = self
             .client
             .get_or_try_init(async || {
                 let connect = ConnectOptions::new()
                     .with_connect_timeout(self.options.timeout)
                     .with_keep_alive(Duration::from_secs(10), self.options.timeout);
-                Ok::<_, etcd_client::Error>(
-                    Client::connect(&self.options.endpoints, Some(connect)).await?.kv_client(),
-                )
+                Client::connect(&self.options.endpoints, Some(connect)).await
             })
             .await?;
         Ok(client.clone())
@@ -151,6 +154,42 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The revision at which the health document stands, once that is not `seen`.
+    async fn changed(&self, key: String, seen: i64) -> Result<i64, StoreError> {
+        let unreachable = |error: etcd_client::Error| StoreError::Unreachable(error.to_string());
+        let watched = async {
+            let mut client = self.client().await?;
+            let got = client.get(key.as_str(), None).await?;
+            let at = got.kvs().first().map_or(0, KeyValue::mod_revision);
+            if at != seen {
+                return Ok((at, None));
+            }
+            // From the revision after the one that was looked at: nothing between look and watch is missed.
+            let from = got.header().map_or(seen, etcd_client::ResponseHeader::revision) + 1;
+            let options = WatchOptions::new().with_start_revision(from);
+            Ok((at, Some(client.watch(key.as_str(), Some(options)).await?)))
+        };
+        let (at, stream) = match tokio::time::timeout(self.options.timeout, watched).await {
+            Ok(begun) => begun.map_err(unreachable)?,
+            Err(_) => {
+                return Err(StoreError::Unreachable(format!("no watch within {:?}", self.options.timeout)));
+            }
+        };
+        let Some(mut stream) = stream else { return Ok(at) };
+        while let Some(answer) = stream.message().await.map_err(unreachable)? {
+            if let Some(event) = answer.events().last() {
+                let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
+                return Ok(kv.map_or(0, KeyValue::mod_revision));
+            }
+            if answer.canceled() {
+                break;
+            }
+        }
+        Err(StoreError::Unreachable("the watch ended".into()))
+    }
+}
+
 impl RecordStore for EtcdStore {
     async fn load(&self, key: &str) -> Result<Loaded, StoreError> {
         let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
@@ -164,6 +203,13 @@ impl RecordStore for EtcdStore {
         self.call(async move { shared.swap(key, expected, value).await })
             .await
             .unwrap_or_else(|| Err(StoreError::OutcomeUnknown("the engine is stopping".into())))
+    }
+
+    async fn changed(&self, key: &str, seen: i64) -> Result<i64, StoreError> {
+        let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
+        self.call(async move { shared.changed(key, seen).await })
+            .await
+            .unwrap_or_else(|| Err(StoreError::Unreachable("the engine is stopping".into())))
     }
 }
 

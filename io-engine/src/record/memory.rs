@@ -1,7 +1,10 @@
 //! A store in memory, with the faults a real one has.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
 
 use crate::record::store::{Loaded, RecordStore, Revision, StoreError};
 use crate::record::value::{RecordValue, membership_key};
@@ -35,6 +38,9 @@ struct State {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
+    changed: Arc<Notify>,
+    /// Of this client alone.
+    is_cut: Arc<AtomicBool>,
 }
 
 impl MemoryStore {
@@ -45,11 +51,31 @@ impl MemoryStore {
         store
     }
 
+    /// Another client of the same store, to be cut off for itself.
+    pub fn client(&self) -> Self {
+        Self { is_cut: Arc::default(), ..self.clone() }
+    }
+
+    /// Cuts this client off, or lets it through again.
+    pub fn set_cut(&self, is_cut: bool) {
+        self.is_cut.store(is_cut, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    fn check_reached(&self) -> Result<(), StoreError> {
+        match self.is_cut.load(Ordering::Relaxed) {
+            true => Err(StoreError::Unreachable("cut off".into())),
+            false => Ok(()),
+        }
+    }
+
     /// From now on every request meets `fault`.
     pub fn set_fault(&self, fault: Fault) {
         let mut state = self.lock();
         state.fault = fault;
         state.fault_left = None;
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// The next `count` requests meet `fault`, later ones do not.
@@ -64,6 +90,8 @@ impl MemoryStore {
         let mut state = self.lock();
         state.keys.clear();
         state.identity = None;
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Removes one record; the identity stays.
@@ -71,6 +99,8 @@ impl MemoryStore {
         let mut state = self.lock();
         state.keys.remove(key);
         state.keys.remove(&membership_key(key));
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Writes the health document as a control plane does: without asking.
@@ -79,6 +109,8 @@ impl MemoryStore {
         state.revision += 1;
         let revision = state.revision;
         state.keys.insert(key.to_owned(), (json.as_bytes().to_vec(), revision));
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// The record as it is now, whatever fault is set.
@@ -141,6 +173,7 @@ impl State {
 
 impl RecordStore for MemoryStore {
     async fn load(&self, key: &str) -> Result<Loaded, StoreError> {
+        self.check_reached()?;
         let mut state = self.lock();
         match state.take_fault() {
             Fault::None => Ok(Loaded { record: state.get(key)?, identity: state.identity.clone() }),
@@ -151,15 +184,38 @@ impl RecordStore for MemoryStore {
     }
 
     async fn swap(&self, key: &str, expected: Revision, value: &RecordValue) -> Result<Revision, StoreError> {
-        let mut state = self.lock();
-        match state.take_fault() {
-            Fault::None => state.swap(key, expected, value),
-            Fault::Unreachable => Err(StoreError::Unreachable("a fault was set".into())),
-            Fault::ReplyLost => {
-                let _lost = state.swap(key, expected, value);
-                Err(StoreError::OutcomeUnknown("a fault was set".into()))
+        self.check_reached()?;
+        let answer = {
+            let mut state = self.lock();
+            match state.take_fault() {
+                Fault::None => state.swap(key, expected, value),
+                Fault::Unreachable => Err(StoreError::Unreachable("a fault was set".into())),
+                Fault::ReplyLost => {
+                    let _lost = state.swap(key, expected, value);
+                    Err(StoreError::OutcomeUnknown("a fault was set".into()))
+                }
+                Fault::RequestLost => Err(StoreError::OutcomeUnknown("a fault was set".into())),
             }
-            Fault::RequestLost => Err(StoreError::OutcomeUnknown("a fault was set".into())),
+        };
+        self.changed.notify_waiters();
+        answer
+    }
+
+    async fn changed(&self, key: &str, seen: i64) -> Result<i64, StoreError> {
+        loop {
+            let changed = self.changed.notified();
+            self.check_reached()?;
+            {
+                let state = self.lock();
+                if state.fault != Fault::None && state.fault_left != Some(0) {
+                    return Err(StoreError::Unreachable("a fault was set".into()));
+                }
+                let now = state.revision_of(key);
+                if now != seen {
+                    return Ok(now);
+                }
+            }
+            changed.await;
         }
     }
 }

@@ -44,6 +44,25 @@ pub enum FencedBy {
     Replica,
 }
 
+/// Who has taken the volume from the nexus that wrote `ours`, as far as a linearizable read shows. A store that is not
+/// the one the nexus began with says nothing (SAFETY D6).
+pub fn replaced_by(ours: &RecordValue, identity: Option<&str>, found: &Loaded) -> Option<FencedBy> {
+    if found.identity.as_deref() != identity {
+        return None;
+    }
+    let Some((value, _)) = &found.record else {
+        return identity.map(|_| FencedBy::RecordLost);
+    };
+    if value.info.do_self_shutdown {
+        return Some(FencedBy::ControlPlane);
+    }
+    match (&ours.membership, &value.membership) {
+        (Some(ours), Some(theirs)) if ours.writer != theirs.writer => Some(FencedBy::Writer(theirs.writer)),
+        (Some(_), None) => Some(FencedBy::ControlPlane),
+        _ => None,
+    }
+}
+
 /// The outcome of `attempt` in view of what a later linearizable read found.
 pub fn resolve(attempt: &Attempt, found: &Loaded) -> Resolution {
     let ours = attempt.value.membership.as_ref();
@@ -152,6 +171,29 @@ mod tests {
         for (story, found, resolution) in table {
             assert_eq!(resolve(&attempt(), &found), resolution, "{story}");
         }
+    }
+
+    #[test]
+    fn f2_what_a_read_of_the_record_says_about_its_nexus() {
+        let mut marked = value(1, 9);
+        marked.info.do_self_shutdown = true;
+        let ours = Some("ours");
+        let table = [
+            ("ours, later", found(Some((value(1, 9), at(9))), ours), None),
+            ("marked", found(Some((marked.clone(), at(9))), ours), Some(FencedBy::ControlPlane)),
+            ("marked elsewhere", found(Some((marked, at(9))), None), None),
+            (
+                "taken over",
+                found(Some((value(2, 1), at(9))), ours),
+                Some(FencedBy::Writer(Uuid::from_u128(2))),
+            ),
+            ("removed", found(None, ours), Some(FencedBy::RecordLost)),
+            ("wiped", found(None, None), None),
+        ];
+        for (story, found, by) in table {
+            assert_eq!(replaced_by(&value(1, 7), ours, &found), by, "{story}");
+        }
+        assert_eq!(replaced_by(&value(1, 7), None, &found(None, None)), None, "nobody can tell");
     }
 
     #[test]

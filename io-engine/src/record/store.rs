@@ -57,6 +57,9 @@ pub trait RecordStore {
         expected: Revision,
         value: &RecordValue,
     ) -> impl Future<Output = Result<Revision, StoreError>>;
+
+    /// Waits until the health document stands at another revision than `seen` (0: it does not exist), and gives that.
+    fn changed(&self, key: &str, seen: i64) -> impl Future<Output = Result<i64, StoreError>>;
 }
 
 /// The stores an engine can run with.
@@ -81,6 +84,13 @@ impl RecordStore for Store {
         match self {
             Self::Etcd(store) => store.swap(key, expected, value).await,
             Self::Memory(store) => store.swap(key, expected, value).await,
+        }
+    }
+
+    async fn changed(&self, key: &str, seen: i64) -> Result<i64, StoreError> {
+        match self {
+            Self::Etcd(store) => store.changed(key, seen).await,
+            Self::Memory(store) => store.changed(key, seen).await,
         }
     }
 }

@@ -30,6 +30,14 @@ pub async fn check(store: &impl RecordStore, key: &str, identity: Option<&str>) 
     assert!(matches!(halved, Err(StoreError::Conflict)), "one key of two was compared: {halved:?}");
     assert_eq!(load().await.record, Some((second, at_second)), "a refused swap changes nothing");
 
+    assert_eq!(store.changed(key, at_first.info).await.expect("watched"), at_second.info, "changed before");
+    let (changed, third) = futures::join!(store.changed(key, at_second.info), async {
+        // Others' keys are not watched.
+        store.swap(&format!("{key}y"), Revision::ABSENT, &value(9)).await.expect("another record");
+        store.swap(key, at_second, &value(3)).await.expect("compared with what is there")
+    });
+    assert_eq!(changed.expect("watched"), third.info, "changed while it was watched");
+
     let other = format!("{key}x");
     assert_eq!(store.load(&other).await.expect("the store answers").record, None, "keys are exact");
 }

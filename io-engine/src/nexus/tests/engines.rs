@@ -127,6 +127,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         record_key: KEY.into(),
         given_up: Vec::new(),
         rebuild_bytes_per_second: None,
+        reservation: None,
     };
     let find_local = Rc::new(move |_: &str| Some(ChildDevice::Replica(local.clone())));
     let parts = EngineParts {

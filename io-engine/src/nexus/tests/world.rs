@@ -91,6 +91,8 @@ pub(super) struct Replica {
     durable: RefCell<Durable>,
     writes_in_flight: RefCell<BTreeMap<u64, u32>>,
     reach: Cell<Reach>,
+    /// Engines whose packets to this replica vanish.
+    pub(super) cut_off: RefCell<BTreeSet<HostId>>,
     boot: Cell<Uuid>,
     engine: watch::Sender<Uuid>,
     /// Commands the engine has begun and not finished, by who sent them.
@@ -122,6 +124,7 @@ impl Replica {
             durable: RefCell::default(),
             writes_in_flight: RefCell::default(),
             reach: Cell::new(Reach::Up),
+            cut_off: RefCell::default(),
             boot: Cell::new(fresh_id()),
             engine: watch::Sender::new(fresh_id()),
             begun: watch::Sender::new(BTreeMap::new()),
@@ -159,6 +162,10 @@ impl Replica {
 
     fn break_connections_of(&self, host: HostId) {
         self.connections.send_modify(|generations| *generations.of_host.entry(host).or_default() += 1);
+    }
+
+    fn is_black_to(&self, host: HostId) -> bool {
+        self.reach.get() == Reach::Black || self.cut_off.borrow().contains(&host)
     }
 
     fn fence(&self) -> Rc<Fence> {
@@ -310,7 +317,7 @@ impl Connection {
         if *closed.borrow() || generations.borrow().now(self.host) != self.generation {
             return Err(path_lost());
         }
-        let is_black = self.replica.reach.get() == Reach::Black;
+        let is_black = self.replica.is_black_to(self.host);
         let (host, generation) = (self.host, self.generation);
         let broken = async {
             select(
@@ -343,7 +350,7 @@ impl Connection {
             };
             replica.begun.send_modify(|begun| *begun.get_mut(&host).expect("counted above") -= 1);
             // The reply does not get through a network that lost it meanwhile.
-            if outcome.is_none() || replica.reach.get() != Reach::Up {
+            if outcome.is_none() || replica.reach.get() != Reach::Up || replica.is_black_to(host) {
                 std::future::pending::<()>().await;
             }
             outcome.expect("looked at above")
@@ -624,6 +631,8 @@ impl Device for Connection {
 pub(super) struct World {
     pub(super) replicas: Vec<Rc<Replica>>,
     pub(super) store: MemoryStore,
+    /// The way to the same store of every engine but [`HOST`].
+    pub(super) store_of_others: MemoryStore,
 }
 
 /// What a nexus in this world is built from.
@@ -644,6 +653,7 @@ impl Parts for TestParts {
         let Some(replica) = replica else { return Err(path_lost()) };
         match replica.reach.get() {
             Reach::Refused => return Err(path_lost()),
+            Reach::Up if replica.is_black_to(self.host) => std::future::pending::<()>().await,
             Reach::Black => std::future::pending::<()>().await,
             Reach::Up => {}
         }
@@ -662,7 +672,7 @@ impl Parts for TestParts {
     }
 
     fn store(&self) -> &MemoryStore {
-        &self.world.store
+        if self.host == HOST { &self.world.store } else { &self.world.store_of_others }
     }
 }
 
@@ -672,7 +682,8 @@ impl World {
     /// `count` fresh replicas, the first one local.
     pub(super) fn new(count: u128) -> Rc<Self> {
         let replicas = (1..=count).map(|number| Replica::new(number, number == 1)).collect();
-        Rc::new(Self { replicas, store: MemoryStore::with_identity("cluster") })
+        let store = MemoryStore::with_identity("cluster");
+        Rc::new(Self { replicas, store_of_others: store.client(), store })
     }
 
     pub(super) fn spec(&self, replicas: &[usize]) -> NexusSpec {
@@ -685,6 +696,7 @@ impl World {
             record_key: KEY.into(),
             given_up: Vec::new(),
             rebuild_bytes_per_second: None,
+            reservation: None,
         }
     }
 
@@ -699,6 +711,15 @@ impl World {
 
     pub(super) async fn create(self: &Rc<Self>, spec: NexusSpec) -> Result<TestNexus, NexusError> {
         Nexus::create(spec, TestParts { world: Rc::clone(self), host: HOST }).await
+    }
+
+    /// The same on another engine.
+    pub(super) async fn create_on(
+        self: &Rc<Self>,
+        host: HostId,
+        spec: NexusSpec,
+    ) -> Result<TestNexus, NexusError> {
+        Nexus::create(spec, TestParts { world: Rc::clone(self), host }).await
     }
 
     /// A nexus over these replicas.
