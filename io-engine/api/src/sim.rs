@@ -155,6 +155,14 @@ impl SimEngine {
         self.with(|world, node| world.node_mut(node).is_reachable = is_reachable);
     }
 
+    /// Cuts other engines off from its replicas, or lets them through again. It reaches theirs, and callers reach it.
+    pub fn set_target_reachable(&self, is_reachable: bool) {
+        self.with(|world, node| {
+            world.node_mut(node).is_target_reachable = is_reachable;
+            world.lose_unreachable_children();
+        });
+    }
+
     /// Ends the process at once: its nexuses are gone, and nexuses elsewhere lose their children on it.
     pub fn kill(&self) {
         self.with(World::kill);

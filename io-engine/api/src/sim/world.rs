@@ -64,6 +64,8 @@ pub(super) struct Node {
     pub(super) address: IpAddr,
     pub(super) is_running: bool,
     pub(super) is_reachable: bool,
+    /// Other engines reach its replicas.
+    pub(super) is_target_reachable: bool,
     pub(super) delay: Duration,
     pub(super) faults: VecDeque<Fault>,
     pub(super) fence: FenceState,
@@ -375,6 +377,7 @@ impl World {
             address,
             is_running: true,
             is_reachable: true,
+            is_target_reachable: true,
             delay: Duration::ZERO,
             faults: VecDeque::new(),
             fence: FenceState::default(),
@@ -442,7 +445,10 @@ impl World {
         let host = here.info.host_nqn.as_deref().unwrap_or_default();
         let location = |uri: &str| uri.split('?').next().map(str::to_owned);
         let wanted = location(uri)?;
-        let replicas = self.nodes.values().filter(|node| node.is_running).flat_map(Node::replicas);
+        let answers = |other: &&Node| {
+            other.is_running && (other.is_target_reachable || other.info.node == here.info.node)
+        };
+        let replicas = self.nodes.values().filter(answers).flat_map(Node::replicas);
         replicas.filter(|replica| replica.shared).find(|replica| {
             let admits =
                 replica.allowed_hosts.is_empty() || replica.allowed_hosts.iter().any(|nqn| nqn == host);
