@@ -152,6 +152,24 @@ impl Objects {
         Ok(snapshot.records.into_iter().flatten().next())
     }
 
+    /// Writes the document that another program keeps under a key, which must still be the one `from` was read as, or
+    /// be absent. Its fields stand beside who wrote it, as in objects; programs pass over fields they do not know.
+    pub async fn write_key(
+        &self,
+        key: &str,
+        from: Option<Revision>,
+        document: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Revision, StoreError> {
+        let key = key.to_owned();
+        let condition = match from {
+            Some(revision) => Condition::Modified { key: key.clone(), revision },
+            None => Condition::Absent { key: key.clone() },
+        };
+        let own = self.next_id();
+        let value = encode(&key, document, own)?;
+        self.commit(condition, Operation::Put { key, value, lease: None }, own).await
+    }
+
     async fn put<T: Object>(
         &self,
         key: String,
