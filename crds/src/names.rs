@@ -23,3 +23,9 @@ pub const CONDITION_READY: &str = "Ready";
 pub const CONDITION_ACCEPTED: &str = "Accepted";
 /// Condition type, only while a deletion waits: what it waits for.
 pub const CONDITION_DELETION_BLOCKED: &str = "DeletionBlocked";
+/// Condition type, on a Volume and its Nexus: the target moves to another node as somebody wished; the reason is the
+/// stage. `False` says how it ended.
+pub const CONDITION_MOVING: &str = "Moving";
+/// Condition type, on a Volume and its Nexus: the target is replaced because a host lost its path; the reason is the
+/// stage.
+pub const CONDITION_SWITCHING_OVER: &str = "SwitchingOver";

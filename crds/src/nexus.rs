@@ -98,7 +98,8 @@ pub struct NexusStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uri"]))]
     pub children: Vec<ChildStatus>,
-    /// Ready: it serves. Accepted: the newest spec was taken over.
+    /// Ready: it serves. Accepted: the newest spec was taken over. Moving, SwitchingOver: another target takes its place,
+    /// and the reason is the stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -79,6 +79,9 @@ pub struct Args {
     /// Free space a pool must have for a new thin replica, in per cent of the replica.
     #[arg(long, value_parser = percent, default_value = "40%")]
     pub volume_commitment_initial: u64,
+    /// Do not replace targets whose hosts lost their paths.
+    #[arg(long, env = "HA_DISABLED")]
+    pub disable_ha: bool,
     #[command(flatten)]
     pub log: telemetry::LogOptions,
     /// Do not serve Kubernetes resources, even where a cluster can be reached.
@@ -118,6 +121,7 @@ impl Args {
                 ..HealSettings::default()
             },
             limits: Limits { creates: self.create_volume_limit.max(1), ..Limits::default() },
+            is_ha_disabled: self.disable_ha,
         }
     }
 

@@ -15,6 +15,7 @@ use crate::pool::Pools;
 use crate::pool::plan::PoolStep;
 use crate::registry::Registry;
 use crate::volume::Volumes;
+use crate::volume::hosts::{Hosts, ReportedHosts};
 use crate::volume::plan::{Reason, Step};
 use crate::volume::view::HealSettings;
 
@@ -27,6 +28,8 @@ pub struct CoreSettings {
     pub heal: HealSettings,
     /// Limits on what callers wait for.
     pub limits: Limits,
+    /// Targets are not replaced when hosts lose their paths.
+    pub is_ha_disabled: bool,
 }
 
 /// Limits on what callers wait for.
@@ -40,6 +43,12 @@ pub struct Limits {
     pub creates: usize,
     /// How long a create waits for others before it is refused.
     pub create_wait: Duration,
+    /// How long an old target's engine has to answer while hosts wait for the new one.
+    pub shutdown: Duration,
+    /// How long an engine has to show what it holds before a target is replaced because of it.
+    pub look: Duration,
+    /// How long a planned move waits for the hosts at the new target; then it goes on as a switchover.
+    pub arrival: Duration,
 }
 
 impl Default for Limits {
@@ -49,6 +58,9 @@ impl Default for Limits {
             intent: Duration::from_secs(60),
             creates: 10,
             create_wait: Duration::from_secs(10),
+            shutdown: Duration::from_secs(1),
+            look: Duration::from_millis(500),
+            arrival: Duration::from_secs(15),
         }
     }
 }
@@ -62,6 +74,10 @@ pub(crate) struct VolumeNotes {
     pub(crate) reasons: Vec<Reason>,
     /// Since when an intent without a caller has been tried.
     pub(crate) orphaned: Option<Instant>,
+    /// Since when the hosts have been waited for at this target that is to take over.
+    pub(crate) awaiting: Option<(Uuid, Instant)>,
+    /// Why the last move was given up, or how it went otherwise than planned.
+    pub(crate) move_failed: Option<String>,
 }
 
 /// What is remembered of a pool beside the registry.
@@ -82,14 +98,26 @@ pub struct Core {
     pub engines: Arc<Engines>,
     /// Configuration.
     pub settings: CoreSettings,
+    /// Which hosts have come to which targets.
+    pub(crate) arrivals: Box<dyn Hosts>,
     pub(crate) creates: tokio::sync::Semaphore,
     volume_notes: Mutex<BTreeMap<Uuid, VolumeNotes>>,
     pool_notes: Mutex<BTreeMap<String, PoolNotes>>,
 }
 
 impl Core {
-    /// Services over `registry`, with engines reached by `connector`.
+    /// Services over `registry`, with engines reached by `connector`, that hear of hosts by reports.
     pub fn new(registry: Registry, connector: Arc<dyn Connect>, settings: CoreSettings) -> Arc<Self> {
+        Self::with_hosts(registry, connector, settings, Box::new(ReportedHosts::default()))
+    }
+
+    /// The same, that hear of hosts by `arrivals`.
+    pub fn with_hosts(
+        registry: Registry,
+        connector: Arc<dyn Connect>,
+        settings: CoreSettings,
+        arrivals: Box<dyn Hosts>,
+    ) -> Arc<Self> {
         let registry = Arc::new(registry);
         let engines = Arc::new(Engines::new(registry.clone(), connector, settings.engines));
         let creates = tokio::sync::Semaphore::new(settings.limits.creates);
@@ -97,6 +125,7 @@ impl Core {
             registry,
             engines,
             settings,
+            arrivals,
             creates,
             volume_notes: Mutex::default(),
             pool_notes: Mutex::default(),

@@ -127,7 +127,7 @@ impl Engines {
                 if kind == engine_api::ErrorKind::Fenced {
                     warn!(node.name = node, %error, "engine refused this leader");
                 }
-                self.load(node).await;
+                self.look(node, self.settings.probe_timeout).await;
                 Err((ServiceError::engine(format!("{} on node {node}", asked()), error), kind))
             }
         }
@@ -138,6 +138,21 @@ impl Engines {
         // Locks that nobody holds or waits for are dropped here, so that the table is bounded by what is going on.
         objects.retain(|id, lock| *id == object || Arc::strong_count(lock) > 1);
         objects.entry(object).or_default().clone()
+    }
+
+    /// Reads all that the node holds, and takes it for one that does not answer when that takes longer than `limit`.
+    pub async fn look(&self, node: &str, limit: Duration) -> bool {
+        if let Ok(answered) = tokio::time::timeout(limit, self.load(node)).await {
+            return answered;
+        }
+        self.distrust(node);
+        false
+    }
+
+    /// The node did not answer in time: what it holds is not known until it has been read again.
+    pub fn distrust(&self, node: &str) {
+        warn!(node.name = node, "the engine does not answer in time");
+        self.apply(node, NodeEvent::LoadFailed);
     }
 
     /// Reads all that the node holds. Returns whether it could be read.

@@ -1,3 +1,5 @@
 //! Nexuses: the targets of volumes. They have no verbs of their own; a volume's service drives them.
 
+pub(crate) mod moving;
 pub(crate) mod plan;
+pub(crate) mod stop;

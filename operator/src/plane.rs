@@ -191,10 +191,18 @@ impl Plane {
                     }
                     (Some(_), None) => volumes.unpublish(id, false).await.map(drop),
                     (Some(target), Some(publish)) => {
-                        if publish.node.as_ref().is_some_and(|node| *node != target.node) {
-                            return Err(cannot_move(&target.node));
+                        // Who may connect first: only those are waited for at the new target.
+                        let heads_for = spec.moving.as_ref().unwrap_or(target).node.clone();
+                        let hosts = volume::hosts_from(&publish.allowed_hosts);
+                        match publish.node.filter(|node| *node != heads_for) {
+                            None => volumes.set_hosts(id, hosts).await.map(drop),
+                            Some(node) => {
+                                if hosts != target.hosts {
+                                    core.volumes().set_hosts(id, hosts).await?;
+                                }
+                                volumes.move_target(id, &node).await.map(drop)
+                            }
                         }
-                        volumes.set_hosts(id, volume::hosts_from(&publish.allowed_hosts)).await.map(drop)
                     }
                 },
             }
@@ -227,13 +235,6 @@ impl Plane {
         })
         .await
     }
-}
-
-fn cannot_move(node: &str) -> ServiceError {
-    ServiceError::precondition(format!(
-        "the target serves from node {node}: moving it needs fencing, which does not exist yet. Set the node back, or \
-         unpublish the volume and publish it elsewhere"
-    ))
 }
 
 fn kind_name(kind: Kind) -> &'static str {
@@ -418,19 +419,14 @@ impl ControlPlane for Plane {
     }
 
     async fn move_target(&self, name: &str, node: &str, mirror: Value) -> Asked<()> {
-        let spec = self.wanted(name).map_err(refused)?;
-        match &spec.target {
-            Some(target) if target.node == node => {
-                let key = Key { kind: Kind::Nexus, name: name.to_owned() };
-                let mirror = Mirror { settled: Some(mirror), pending: None };
-                self.note(&key, mirror).await.map_err(refused)
-            }
-            Some(target) => Err(refused(cannot_move(&target.node))),
-            None => {
-                let text = format!("Volume {name} is not published");
-                Err(refused(ServiceError::new(ErrorKind::NotPublished, text)))
-            }
-        }
+        let (id, node) = (self.wanted(name).map_err(refused)?.uuid, node.to_owned());
+        let moved = detached(self.core.clone(), move |core| async move {
+            core.volumes().move_target(id, &node).await.map(drop)
+        });
+        moved.await.map_err(refused)?;
+        // A crash in between leaves a wish that is fulfilled, which asks for nothing.
+        let key = Key { kind: Kind::Nexus, name: name.to_owned() };
+        self.note(&key, Mirror { settled: Some(mirror), pending: None }).await.map_err(refused)
     }
 
     fn node(&self, name: &str) -> Standing<NodeObject> {

@@ -155,10 +155,12 @@ fn next_look(core: &Core, key: &ObjectKey) -> Instant {
     let now = Instant::now();
     let (retry, pause) = match key {
         ObjectKey::Volume(id) => {
-            let expects =
-                core.volumes().reasons(*id).iter().any(|reason| {
-                    matches!(reason.code, ReasonCode::WaitingForReplicas | ReasonCode::Rebuilding)
-                });
+            let expects = core.volumes().reasons(*id).iter().any(|reason| {
+                matches!(
+                    reason.code,
+                    ReasonCode::WaitingForReplicas | ReasonCode::WaitingForHosts | ReasonCode::Rebuilding
+                )
+            });
             let retry = core.volume_notes().get(id).and_then(|notes| notes.bars.next_due());
             (retry, if expects { EXPECTING_PAUSE } else { WAITING_PAUSE })
         }

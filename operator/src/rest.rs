@@ -17,7 +17,7 @@ use axum::extract::{FromRequest, FromRequestParts, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{delete, get, put};
 use control_api::{ErrorKind, RestJsonError};
 use utoipa::OpenApi;
 
@@ -127,6 +127,8 @@ impl From<QueryRejection> for Failure {
         volumes::destroy,
         volumes::publish,
         volumes::unpublish,
+        volumes::destroy_shutdown_targets,
+        volumes::report_path,
         volumes::replica_count,
         volumes::nexuses,
         volumes::one_nexus,
@@ -181,6 +183,8 @@ pub fn router(terms: Terms) -> Router {
         .route("/v0/volumes", get(volumes::list))
         .route("/v0/volumes/{id}", get(volumes::one).put(volumes::create).delete(volumes::destroy))
         .route("/v0/volumes/{id}/target", put(volumes::publish).delete(volumes::unpublish))
+        .route("/v0/volumes/{id}/shutdown_targets", delete(volumes::destroy_shutdown_targets))
+        .route("/v0/volumes/{id}/paths/{nexus}", put(volumes::report_path))
         .route("/v0/volumes/{id}/replica_count/{count}", put(volumes::replica_count))
         .route("/v0/nexuses", get(volumes::nexuses))
         .route("/v0/nexuses/{id}", get(volumes::one_nexus))

@@ -6,9 +6,12 @@
 
 pub(crate) mod apply;
 pub(crate) mod converge;
+pub mod hosts;
 pub(crate) mod observe;
 pub mod plan;
+pub mod republish;
 pub mod status;
+pub(crate) mod switch;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -23,11 +26,11 @@ use crate::core::Core;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
-    GUARD_WAIT, Guard, HostAcl, MirrorNote, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, TargetSpec,
-    Topology, VolumeOperation, VolumePolicy, VolumeSpec,
+    GUARD_WAIT, Guard, HostAcl, MirrorNote, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, Topology,
+    VolumeOperation, VolumePolicy, VolumeSpec,
 };
 use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
-use converge::{Outcome, converge};
+use converge::{Failure, Outcome, converge};
 use plan::{Reason, ReasonCode};
 use view::{Presence, VolumeView};
 
@@ -62,10 +65,6 @@ pub struct PublishVolume {
     /// Who may connect.
     pub hosts: HostAcl,
 }
-
-/// Controller ids of one target. Two targets in a row never share one, so that a host that still knows the old target
-/// does not take the new one's controller for it.
-const CNTLID_WINDOW: u16 = 2;
 
 /// Volumes of one term.
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +175,7 @@ impl<'a> Volumes<'a> {
     }
 
     /// Serves a volume. [`ErrorKind::AlreadyPublished`] when it is served; [`ErrorKind::FailedPrecondition`] while an
-    /// old target is not confirmed gone (SAFETY F1).
+    /// old target can neither be shut down nor told to stop (SAFETY F1).
     pub async fn publish(self, uuid: Uuid, request: PublishVolume) -> Result<VolumeSpec> {
         self.core.registry.ensure_authority()?;
         let _guard = self.guard(uuid, "publishing").await?;
@@ -187,25 +186,19 @@ impl<'a> Volumes<'a> {
             return Err(ServiceError::new(ErrorKind::AlreadyPublished, text));
         }
         // What an earlier target left behind goes first, or says why it cannot.
-        self.drive(uuid, |view| view.nexuses.is_empty()).await?;
+        self.drive(uuid, |view| view.nexuses.iter().all(is_out_of_the_way)).await?;
         let view = observe::observe(self.core, uuid).await?;
         let node = self.choose_node(&view, &request)?;
-        let target = TargetSpec {
-            node: node.clone(),
-            nexus: Uuid::new_v4(),
-            hosts: request.hosts,
-            cntlids: (spec.next_cntlid, spec.next_cntlid + CNTLID_WINDOW - 1),
-        };
-        let nexus = target.nexus;
-        self.core
+        let published = self
+            .core
             .registry
             .update::<VolumeSpec>(&uuid.to_string(), |v| {
-                v.next_cntlid = cntlid_after(target.cntlids.1);
-                v.target = Some(target);
+                v.target = Some(v.take_target(node.clone(), request.hosts));
                 v.operation = Some(VolumeOperation::Publish);
                 self.stamp(v);
             })
             .await?;
+        let nexus = published.target.map(|target| target.nexus).unwrap_or_default();
         let serves = |view: &VolumeView| {
             let is_finished = view.volume.as_ref().is_some_and(|volume| volume.operation.is_none());
             is_finished
@@ -227,7 +220,8 @@ impl<'a> Volumes<'a> {
     }
 
     /// Stops serving a volume. Without `force` the target's node must answer. With it the volume counts as
-    /// unpublished at once; its old target is removed when its node answers, and no other is made before.
+    /// unpublished at once; its old target is told to stop, and removed when its node answers. One that is made elsewhere
+    /// meanwhile fences it (SAFETY F1).
     pub async fn unpublish(self, uuid: Uuid, force: bool) -> Result<VolumeSpec> {
         self.core.registry.ensure_authority()?;
         let _guard = self.guard(uuid, "unpublishing").await?;
@@ -238,19 +232,21 @@ impl<'a> Volumes<'a> {
                 format!("volume {uuid} is not published"),
             ));
         };
-        let view = observe::observe_memory(self.core, uuid);
+        let view = observe::observe(self.core, uuid).await?;
         let is_unknown = view.target_nexus().is_some_and(|nexus| nexus.presence == Presence::Unknown);
         if is_unknown && !force {
             return Err(ServiceError::precondition(format!(
                 "the target of volume {uuid} is on node {}, which does not answer: it may still serve. Unpublish by \
-                 force gives it up; no other target is made before the node answers",
+                 force gives it up: it is fenced before another target serves",
                 target.node
             )));
         }
         self.core
             .registry
             .update::<VolumeSpec>(&uuid.to_string(), |v| {
+                v.health_from = view.record_of().or(v.health_from);
                 v.target = None;
+                v.moving = None;
                 v.operation = Some(VolumeOperation::Unpublish);
                 self.stamp(v);
             })
@@ -395,8 +391,14 @@ impl<'a> Volumes<'a> {
     /// Brings a volume, or what is left of it, nearer to what is wanted, as far as that can be done now. Returns
     /// whether it is as wanted. [`ErrorKind::Conflict`] when somebody else is at it.
     pub async fn reconcile(self, uuid: Uuid) -> Result<bool> {
-        let _guard = self.core.registry.guards().try_take(&ObjectKey::Volume(uuid), "reconciling")?;
-        converge::reconcile(self.core, uuid).await
+        let guard = self.core.registry.guards().try_take(&ObjectKey::Volume(uuid), "reconciling")?;
+        tokio::select! {
+            outcome = converge::reconcile(self.core, uuid) => outcome,
+            // What was begun is found by whoever looks next, as after a crash.
+            () = guard.is_wanted() => {
+                Err(ServiceError::new(ErrorKind::Conflict, format!("volume {uuid} is wanted by an urgent call")))
+            }
+        }
     }
 
     async fn guard(self, uuid: Uuid, what: &'static str) -> Result<Guard> {
@@ -405,7 +407,7 @@ impl<'a> Volumes<'a> {
 
     /// Steps until the goal, for a caller.
     async fn drive(self, uuid: Uuid, is_reached: impl Fn(&VolumeView) -> bool) -> Result<()> {
-        match converge(self.core, uuid, is_reached).await? {
+        match converge(self.core, uuid, Failure::Ends, is_reached).await? {
             Outcome::Reached => Ok(()),
             Outcome::Waiting(reasons) => Err(refusal(&reasons)),
         }
@@ -438,7 +440,7 @@ impl<'a> Volumes<'a> {
                     v.health_from = kept.or(v.health_from);
                 })
                 .await?;
-            self.drive(uuid, |view| view.nexuses.is_empty()).await
+            self.drive(uuid, |view| view.nexuses.iter().all(is_out_of_the_way)).await
         };
         if let Err(error) = outcome.await {
             warn!(volume.id = %uuid, error = %error.chain(), "roll-back goes on later");
@@ -451,25 +453,29 @@ impl<'a> Volumes<'a> {
         {
             return Err(ServiceError::not_found(format!("node {node}")));
         }
-        let inner = self.core.registry.lock();
-        let candidates: Vec<NodeCandidate> = inner
-            .specs::<NodeSpec>()
-            .map(|node| NodeCandidate {
-                node: node.id.clone(),
-                is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
-                is_cordoned: node.is_cordoned(),
-                has_replica: view
-                    .replicas
-                    .iter()
-                    .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
-                nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
-            })
-            .collect();
+        let candidates = self.candidates(view);
         let ask = TargetAsk { node: request.node.clone(), preferred: request.preferred.clone() };
         match choose_target(&ask, &candidates) {
             Ok(chosen) => Ok(chosen.node.clone()),
             Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
         }
+    }
+
+    /// The nodes as the choice of a target sees them.
+    fn candidates(self, view: &VolumeView) -> Vec<NodeCandidate> {
+        let inner = self.core.registry.lock();
+        let candidate = |node: &NodeSpec| NodeCandidate {
+            node: node.id.clone(),
+            is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
+            is_cordoned: node.is_cordoned(),
+            has_nexus: view.nexuses.iter().any(|n| n.spec.node == node.id),
+            has_replica: view
+                .replicas
+                .iter()
+                .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
+            nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
+        };
+        inner.specs::<NodeSpec>().map(candidate).collect()
     }
 
     /// What engines show of a volume that the registry does not know is not made anew empty (SAFETY C1).
@@ -549,6 +555,8 @@ fn new_spec(request: CreateVolume) -> VolumeSpec {
         operation: None,
         health_from: None,
         mirror: None,
+        replaced: Vec::new(),
+        moving: None,
         is_free: false,
         is_discarded: false,
         next_cntlid: *CNTLID_RANGE.start(),
@@ -572,10 +580,9 @@ fn ensure_created(spec: &VolumeSpec) -> Result<()> {
     }
 }
 
-fn cntlid_after(last: u16) -> u16 {
-    let next = last.saturating_add(1);
-    let fits = next.saturating_add(CNTLID_WINDOW - 1) <= *CNTLID_RANGE.end();
-    if fits { next } else { *CNTLID_RANGE.start() }
+/// An old nexus that keeps no other from serving, and that only its node's return can remove.
+fn is_out_of_the_way(nexus: &view::NexusView) -> bool {
+    nexus.presence == Presence::Unknown && nexus.spec.is_stopped()
 }
 
 /// What a caller is told when nothing more can be done now.
@@ -583,6 +590,7 @@ fn refusal(reasons: &[Reason]) -> ServiceError {
     let kind = match reasons.first().map(|reason| reason.code) {
         Some(ReasonCode::NoPlace) => ErrorKind::ResourceExhausted,
         Some(ReasonCode::Retrying) => ErrorKind::Aborted,
+        Some(ReasonCode::NoHealthyReplica) => ErrorKind::VolumeNoReplicas,
         _ => ErrorKind::FailedPrecondition,
     };
     let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();

@@ -46,7 +46,7 @@ pub struct VolumeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<SnapshotUsage>,
     /// Ready: the volume is as asked for. Accepted: the newest spec was taken over. DeletionBlocked: what a deletion
-    /// waits for.
+    /// waits for. Moving, SwitchingOver: another target takes the place of the one there is, and the reason is the stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -157,6 +157,7 @@ fn rendered(id: Uuid, published: Published) -> Volume {
             operation: None,
             size: 1,
             status: SpecStatus::Created,
+            moving: None,
             target: Some(VolumeTarget {
                 node: target.node,
                 uuid: target.nexus,

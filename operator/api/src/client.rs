@@ -160,6 +160,13 @@ impl Client {
         self.publish_volume(id, &request.into()).await
     }
 
+    /// A host has a path to this nexus of the volume; what a planned move waits for ([`VolumeSpec::moving`]).
+    ///
+    /// [`VolumeSpec::moving`]: crate::VolumeSpec::moving
+    pub async fn report_path(&self, id: Uuid, nexus: Uuid, frontend_host: &str) -> Answer<()> {
+        self.done(Method::PUT, &format!("/volumes/{id}/paths/{nexus}?frontend_host={frontend_host}")).await
+    }
+
     /// Destroys what replaced targets of a volume left behind, but for those that listen at one of
     /// `registered_targets` (`address:port`): hosts still have a path to them. What is on a node that does not answer
     /// goes when it returns.

@@ -45,6 +45,9 @@ pub struct VolumeSpec {
     /// Where it is served, while published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<VolumeTarget>,
+    /// Where its target is moving to, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<VolumeMove>,
     /// Its id.
     pub uuid: Uuid,
     /// Where its replicas may be.
@@ -56,6 +59,18 @@ pub struct VolumeSpec {
     pub thin: bool,
     /// Snapshots it has.
     pub num_snapshots: u32,
+}
+
+/// A target that stands by to take over. Hosts connect to it, report that, and find it inaccessible until it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeMove {
+    /// Its node.
+    pub node: String,
+    /// Its nexus.
+    pub uuid: Uuid,
+    /// Where hosts connect; absent until it is exported.
+    #[serde(default, rename = "deviceUri", skip_serializing_if = "Option::is_none")]
+    pub device_uri: Option<String>,
 }
 
 /// Where a volume is served.

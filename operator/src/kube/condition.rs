@@ -1,8 +1,11 @@
 //! Conditions of a status.
 
 use crds::Condition;
+use crds::names::{CONDITION_MOVING, CONDITION_SWITCHING_OVER};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+
+use super::port::Transition;
 
 /// What a condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +37,29 @@ pub(crate) fn set(conditions: &mut Vec<Condition>, say: &Say<'_>, generation: Op
     match conditions.iter_mut().find(|condition| condition.type_ == say.type_) {
         Some(place) => *place = new,
         None => conditions.push(new),
+    }
+}
+
+/// Says what becomes of a target: `Moving` for what somebody wished, `SwitchingOver` for what a host's loss made
+/// necessary. The stage is the reason. One that was never there is not told.
+pub(crate) fn transition_conditions(
+    conditions: &mut Vec<Condition>,
+    transition: Option<&Transition>,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
+    for (type_, is_planned) in [(CONDITION_MOVING, true), (CONDITION_SWITCHING_OVER, false)] {
+        let told = transition.filter(|transition| transition.is_planned == is_planned);
+        let say = match told {
+            Some(Transition { stage, message, is_over, .. }) => {
+                Say { type_, is_true: Some(!is_over), reason: stage, message }
+            }
+            None if conditions.iter().any(|c| c.type_ == type_ && c.status == "True") => {
+                Say { type_, is_true: Some(false), reason: "Done", message: "" }
+            }
+            None => continue,
+        };
+        set(conditions, &say, generation, now);
     }
 }
 

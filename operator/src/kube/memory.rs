@@ -402,6 +402,7 @@ impl ControlPlane for MemoryPlane {
             let volume_uuid = volume.spec.uuid.clone()?;
             Some(NexusObject {
                 spec: NexusSpec { volume: volume_uuid, node: target.node.clone() },
+                serving_node: target.node.clone(),
                 uuid: format!("nexus-of-{name}"),
                 volume_name: name.to_owned(),
                 state: target.state,

@@ -7,7 +7,7 @@ use crds::{Condition, Nexus, NexusSpec, Quantity};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-use super::condition::{Say, set};
+use super::condition::{Say, set, transition_conditions};
 use super::plan::{Managed, Verb, View, ensure_current};
 use super::pool::{common_conditions, without_object};
 use super::port::{ControlPlane, Key, Kind, NexusObject, Refusal, Standing};
@@ -67,6 +67,8 @@ impl Managed for Nexuses {
         status.observed_generation = view.generation();
         status.conditions = old.conditions;
         common_conditions(&mut status.conditions, view, refusals, now);
+        let moving = view.object().and_then(|object| object.moving.as_ref());
+        transition_conditions(&mut status.conditions, moving, view.generation(), now);
         let (is_ready, reason, message) = ready(view, refusals);
         let say = Say { type_: CONDITION_READY, is_true: is_ready, reason: &reason, message: &message };
         set(&mut status.conditions, &say, view.generation(), now);
@@ -105,7 +107,7 @@ fn of_object(object: &NexusObject) -> NexusStatus {
     NexusStatus {
         uuid: Some(object.uuid.clone()),
         state: object.state,
-        node: Some(object.spec.node.clone()),
+        node: Some(object.serving_node.clone()),
         observed_generation: None,
         size: Some(Quantity::from_bytes(object.size_bytes).human()),
         device_uri: object.device_uri.clone(),

@@ -63,6 +63,19 @@ pub struct Problem {
     pub message: String,
 }
 
+/// A target that is being replaced, or was otherwise than somebody wished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// Somebody wished it; else a host lost its path.
+    pub is_planned: bool,
+    /// How far it is, or how it ended: one word in CamelCase.
+    pub stage: String,
+    /// A sentence.
+    pub message: String,
+    /// It is not under way any more.
+    pub is_over: bool,
+}
+
 /// A pool as the registry and its engine have it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolObject {
@@ -109,6 +122,8 @@ pub struct VolumeObject {
     pub usage: Option<Usage>,
     /// PersistentVolumes that refer to it, by name.
     pub persistent_volumes: Vec<String>,
+    /// What is becoming of its target.
+    pub moving: Option<Transition>,
     /// What keeps it from being as asked for.
     pub problem: Option<Problem>,
 }
@@ -116,8 +131,12 @@ pub struct VolumeObject {
 /// The target of a volume as the registry and its engine have it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NexusObject {
-    /// Volume, and node that serves it.
+    /// Volume, and node that serves it or is to.
     pub spec: NexusSpec,
+    /// Node that serves it now.
+    pub serving_node: String,
+    /// What is becoming of it.
+    pub moving: Option<Transition>,
     /// Identity of this incarnation.
     pub uuid: String,
     /// Name of the CR of its volume.

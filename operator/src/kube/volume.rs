@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::Value;
 
-use super::condition::{Say, set};
+use super::condition::{Say, set, transition_conditions};
 use super::plan::{Managed, Verb, View, Wish, ensure_current};
 use super::pool::{common_conditions, counted, without_object};
 use super::port::{ControlPlane, Key, Kind, Refusal, RefusalKind, Standing, VolumeObject};
@@ -117,6 +117,8 @@ impl Managed for Volumes {
         status.observed_generation = view.generation();
         status.conditions = old.conditions;
         common_conditions(&mut status.conditions, view, refusals, now);
+        let moving = view.object().and_then(|object| object.moving.as_ref());
+        transition_conditions(&mut status.conditions, moving, view.generation(), now);
         let ready = ready(view, refusals);
         let say = Say { type_: CONDITION_READY, is_true: ready.0, reason: &ready.1, message: &ready.2 };
         set(&mut status.conditions, &say, view.generation(), now);

@@ -1,43 +1,18 @@
 //! The part of a volume's plan that is about its nexuses.
 
-use engine_api::{Child, ChildReason, ChildState, Nexus, NexusState};
+use engine_api::{AnaState, Child, ChildReason, ChildState, Nexus, NexusState};
+use uuid::Uuid;
 
 use crate::engines::watchdog::NodeStatus;
 use crate::registry::{SpecStatus, TargetSpec, VolumeOperation, VolumeSpec};
 use crate::volume::plan::{Notes, ReasonCode, Step};
 use crate::volume::view::{NexusView, Presence, ReplicaView, VolumeView, is_rebuilding};
 
-/// Nexuses that are not the target: intent, off the engine, out of the registry.
-pub(crate) fn clean_up(view: &VolumeView, notes: &mut Notes<'_>) -> Option<Step> {
-    let target =
-        view.volume.as_ref().filter(|v| v.status != SpecStatus::Deleting).and_then(|v| v.target.as_ref());
-    view.nexuses.iter().find_map(|nexus| {
-        let id = nexus.spec.uuid;
-        let is_target = target.is_some_and(|target| target.nexus == id);
-        match (nexus.spec.status, &nexus.presence) {
-            (SpecStatus::Deleting, Presence::Here(_)) => notes.unless_barred(Step::DestroyNexus { nexus: id }),
-            (SpecStatus::Deleting, Presence::Missing) => Some(Step::ForgetNexus { nexus: id }),
-            (SpecStatus::Deleting, Presence::Unknown) => {
-                let text = format!(
-                    "the old target {id} on node {} is not confirmed gone: the node does not answer, and until \
-                     fencing exists no target is made elsewhere while the old one may serve",
-                    nexus.spec.node
-                );
-                notes.wait(ReasonCode::OldTargetNotGone, text);
-                None
-            }
-            _ if !is_target => Some(Step::RetireNexus { nexus: id }),
-            _ => None,
-        }
-    })
-}
-
 /// The target: reserved, made of the members that can be reached, exported, confirmed.
 pub(crate) fn serve(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_>) -> Option<Step> {
     let target = volume.target.as_ref().filter(|_| volume.status == SpecStatus::Created)?;
     let Some(nexus) = view.nexuses.iter().find(|n| n.spec.uuid == target.nexus) else {
-        // SAFETY F1: the reason has been noted by `clean_up`.
-        return view.nexuses.is_empty().then_some(Step::ReserveNexus { nexus: target.nexus });
+        return if is_free(view, notes) { Some(Step::ReserveNexus { nexus: target.nexus }) } else { None };
     };
     match &nexus.presence {
         Presence::Unknown => {
@@ -45,58 +20,134 @@ pub(crate) fn serve(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_
             notes.wait(ReasonCode::NodeNotOnline, text);
             None
         }
-        Presence::Missing => create(view, target, nexus, notes),
+        Presence::Missing if is_free(view, notes) => create(view, volume, target, nexus, notes),
+        Presence::Missing => None,
         Presence::Here(shown) => publish(view, volume, target, nexus, shown, notes),
     }
 }
 
-fn create(view: &VolumeView, target: &TargetSpec, nexus: &NexusView, notes: &mut Notes<'_>) -> Option<Step> {
-    let members: Vec<&ReplicaView> = view
-        .replicas
-        .iter()
-        .filter(|r| r.spec.status == SpecStatus::Created && view.is_member(&r.spec))
-        .collect();
-    let (reachable, away): (Vec<&ReplicaView>, Vec<&ReplicaView>) =
-        members.into_iter().partition(|r| r.presence.here().is_some());
-    let names = |replicas: &[&ReplicaView]| {
-        replicas.iter().map(|r| format!("{} on {}", r.spec.uuid, r.node)).collect::<Vec<_>>().join(", ")
-    };
+/// Whether no other nexus may still serve (SAFETY F1).
+fn is_free(view: &VolumeView, notes: &mut Notes<'_>) -> bool {
+    let Some(old) = view.may_still_serve() else { return true };
+    let (id, node) = (old.spec.uuid, &old.spec.node);
+    let text = format!(
+        "the old target {id} on node {node} is not confirmed gone: another serves when it is shut down, or its record \
+         tells it to stop"
+    );
+    notes.wait(ReasonCode::OldTargetNotGone, text);
+    false
+}
+
+fn create(
+    view: &VolumeView,
+    volume: &VolumeSpec,
+    target: &TargetSpec,
+    nexus: &NexusView,
+    notes: &mut Notes<'_>,
+) -> Option<Step> {
+    let (reachable, away) = view.members();
     if reachable.is_empty() {
-        let text = match away.is_empty() {
-            true => "no replica is known to have all data".to_owned(),
-            false => format!("the replicas that have all data cannot be reached: {}", names(&away)),
-        };
-        notes.wait(ReasonCode::NoHealthyReplica, text);
+        wait_for_members(&away, notes);
         return None;
     }
+    let create = |children| Step::CreateNexus { nexus: nexus.spec.uuid, children };
+    if volume.is_switching() {
+        return create_without_waiting(view, volume, target, &reachable, create, notes);
+    }
     if !away.is_empty() && nexus.missing_for < view.settings.gather_members_for {
-        let text =
-            format!("the target is made again when {} can be reached, or shortly without", names(&away));
+        let away = names(&away);
+        let text = format!("the target is made again when {away} can be reached, or shortly without");
         notes.wait(ReasonCode::WaitingForReplicas, text);
         return None;
     }
-    let mut children = Vec::new();
-    for replica in reachable {
-        match child_uri(view, target, replica) {
-            Ok(uri) => children.push(uri),
-            Err(step) => return notes.unless_barred(step),
-        }
+    match child_uris(view, target, &reachable) {
+        Ok(children) => notes.unless_barred(create(children)),
+        Err(step) => notes.unless_barred(step),
     }
-    notes.unless_barred(Step::CreateNexus { nexus: nexus.spec.uuid, children })
 }
 
-/// Where the target's engine finds the replica, or the step that gets it there: remote ones are exported to that
-/// engine only, local ones are not exported (SAFETY C8).
+/// A host waits: what cannot be reached now is left out and comes back later. Members beside an old target may be cut
+/// off with it, so they are the first that are left out; in the end any single one will do.
+fn create_without_waiting(
+    view: &VolumeView,
+    volume: &VolumeSpec,
+    target: &TargetSpec,
+    members: &[&ReplicaView],
+    create: impl Fn(Vec<String>) -> Step,
+    notes: &mut Notes<'_>,
+) -> Option<Step> {
+    let is_exportable = |replica: &&&ReplicaView| match child_uri(view, target, replica) {
+        Ok(_) => true,
+        Err(step) => !view.barred.contains_key(&step),
+    };
+    let usable: Vec<&ReplicaView> = members.iter().filter(is_exportable).copied().collect();
+    let beside_old = |replica: &ReplicaView| {
+        view.nexuses.iter().any(|n| n.spec.node == replica.node && volume.replaced.contains(&n.spec.uuid))
+    };
+    let away_from_old: Vec<&ReplicaView> = usable.iter().filter(|r| !beside_old(r)).copied().collect();
+    let mut single: Vec<&ReplicaView> = usable.clone();
+    single.sort_by_key(|r| (r.node != target.node, beside_old(r)));
+    let sets = [usable, away_from_old].into_iter().chain(single.into_iter().map(|r| vec![r]));
+    let mut tried = None;
+    for set in sets.filter(|set| !set.is_empty()) {
+        let step = match child_uris(view, target, &set) {
+            Ok(children) => create(children),
+            Err(step) => step,
+        };
+        if !view.barred.contains_key(&step) {
+            return Some(step);
+        }
+        tried.get_or_insert(step);
+    }
+    match tried {
+        Some(step) => notes.unless_barred(step),
+        None => {
+            wait_for_members(members, notes);
+            None
+        }
+    }
+}
+
+pub(super) fn wait_for_members(away: &[&ReplicaView], notes: &mut Notes<'_>) {
+    let text = match away.is_empty() {
+        true => "no replica is known to have all data".to_owned(),
+        false => format!("the replicas that have all data cannot be reached: {}", names(away)),
+    };
+    notes.wait(ReasonCode::NoHealthyReplica, text);
+}
+
+fn names(replicas: &[&ReplicaView]) -> String {
+    replicas.iter().map(|r| format!("{} on {}", r.spec.uuid, r.node)).collect::<Vec<_>>().join(", ")
+}
+
+/// Where the engine of this target finds the replicas, or the first step that gets one there.
+pub(super) fn child_uris(
+    view: &VolumeView,
+    target: &TargetSpec,
+    replicas: &[&ReplicaView],
+) -> Result<Vec<String>, Step> {
+    replicas.iter().map(|replica| child_uri(view, target, replica)).collect()
+}
+
+/// Where the target's engine finds the replica, or the step that gets it there: remote ones are exported to the engines
+/// that have a nexus of this volume only (SAFETY C8), local ones are opened in place.
 fn child_uri(view: &VolumeView, target: &TargetSpec, replica: &ReplicaView) -> Result<String, Step> {
     let id = replica.spec.uuid;
     let shown = replica.presence.here().expect("only replicas that are here become children");
-    let host = view.nodes.get(&target.node).map(|node| node.host_nqn.clone()).unwrap_or_default();
-    match (replica.node == target.node, shown.shared) {
-        (true, true) => Err(Step::UnshareReplica { replica: id }),
-        (true, false) => Ok(shown.uri.clone()),
-        (false, true) if shown.allowed_hosts == [host.as_str()] => Ok(shown.uri.clone()),
-        (false, _) => Err(Step::ShareReplica { replica: id, host }),
+    if replica.node == target.node {
+        // An export to an old target's engine is withdrawn when that has stopped.
+        let local = || format!("bdev:///{}?uuid={id}", shown.name);
+        return Ok(if shown.shared { local() } else { shown.uri.clone() });
     }
+    let hosts = view.hosts_of(replica);
+    if shown.shared && is_same_set(&shown.allowed_hosts, &hosts) {
+        return Ok(shown.uri.clone());
+    }
+    Err(Step::ShareReplica { replica: id, hosts })
+}
+
+pub(crate) fn is_same_set(one: &[String], other: &[String]) -> bool {
+    one.iter().all(|host| other.contains(host)) && other.iter().all(|host| one.contains(host))
 }
 
 fn publish(
@@ -116,18 +167,44 @@ fn publish(
     if shown.device_uri.is_none() || shown.allowed_hosts != hosts {
         return notes.unless_barred(Step::PublishNexus { nexus: id, hosts });
     }
+    if shown.ana_state == AnaState::Inaccessible {
+        return activate(view, id, notes);
+    }
     if nexus.spec.status == SpecStatus::Creating {
         return Some(Step::ConfirmNexus { nexus: id });
     }
-    if volume.health_from != Some(id) || volume.operation == Some(VolumeOperation::Publish) {
-        // The new nexus keeps its own record now; the old one's would only contradict it.
-        let old = volume.health_from.filter(|old| *old != id && view.records.contains_key(old));
+    let is_begun = volume.moving.is_none() && volume.operation.is_some();
+    if volume.health_from != Some(id) || is_begun {
+        // After a move nobody is left at the old one: the hosts are here, or have lost their path and will come.
+        if volume.operation == Some(VolumeOperation::Move)
+            && let Some(old) = view.others().find(|n| n.spec.status != SpecStatus::Deleting)
+        {
+            return Some(Step::RetireNexus { nexus: old.spec.uuid });
+        }
+        // The new nexus keeps its own record now; the old one's would only contradict it. That of a nexus which may
+        // still be there keeps it from being taken up again.
+        let is_known = |id| view.nexuses.iter().any(|nexus| nexus.spec.uuid == id);
+        let old = volume.health_from;
+        let old = old.filter(|old| *old != id && !is_known(*old) && view.records.contains_key(old));
         return match old {
             Some(nexus) if view.records.contains_key(&id) => notes.unless_barred(Step::DropRecord { nexus }),
             _ => Some(Step::FinishOperation),
         };
     }
     None
+}
+
+/// A target that stands by opens its children, takes the reservation and begins to serve; one that cannot is made anew
+/// in place, of what can be reached now.
+fn activate(view: &VolumeView, id: Uuid, notes: &mut Notes<'_>) -> Option<Step> {
+    if !is_free(view, notes) {
+        return None;
+    }
+    let activate = Step::ActivateNexus { nexus: id };
+    match view.barred.contains_key(&activate) {
+        false => Some(activate),
+        true => notes.unless_barred(Step::DestroyNexus { nexus: id }),
+    }
 }
 
 /// The children of a target that serves: what they are is noted, what is missing or came back is taken in, what does

@@ -13,8 +13,10 @@ use uuid::Uuid;
 use super::Plane;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
-use crate::kube::port::{NexusObject, Problem, VolumeObject};
-use crate::registry::{HostAcl, Origin, SpecStatus, TargetSpec, Topology, VolumePolicy, VolumeSpec};
+use crate::kube::port::{NexusObject, Problem, Transition, VolumeObject};
+use crate::registry::{
+    HostAcl, Origin, SpecStatus, TargetSpec, Topology, VolumeOperation, VolumePolicy, VolumeSpec,
+};
 use crate::volume::CreateVolume;
 use crate::volume::status::{VolumeStatus, status};
 use crate::volume::view::{Presence, ReplicaView, VolumeView};
@@ -151,7 +153,7 @@ fn cr_spec(spec: &VolumeSpec) -> VolumeCrSpec {
         thin: spec.thin,
         topology,
         policy,
-        publish: spec.target.as_ref().map(publish),
+        publish: spec.moving.as_ref().or(spec.target.as_ref()).map(publish),
         ..asked.unwrap_or_default()
     }
 }
@@ -190,8 +192,41 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
             total_bytes: live.iter().map(allocated).sum(),
         }),
         persistent_volumes: Vec::new(),
+        moving: moving(plane, spec),
         problem: plane.registry_problem().or_else(|| problem(plane, spec.uuid)),
     }
+}
+
+/// What the target is changing to, for a condition: the stage is its reason.
+fn moving(plane: &Plane, spec: &VolumeSpec) -> Option<Transition> {
+    let target = spec.target.as_ref()?;
+    let reasons = || {
+        let reasons = plane.core.volumes().reasons(spec.uuid);
+        reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default()
+    };
+    let stage = |is_planned: bool, stage: &str, message: String| {
+        Some(Transition { is_planned, stage: stage.to_owned(), message, is_over: false })
+    };
+    if let Some(moving) = &spec.moving {
+        let text = format!("the target moves from node {} to node {}{}", target.node, moving.node, reasons());
+        let stands_by = plane.core.volumes().view(spec.uuid).nexuses.iter().any(|n| {
+            let is_exported = n.presence.here().is_some_and(|shown| shown.device_uri.is_some());
+            n.spec.uuid == moving.nexus && is_exported
+        });
+        return stage(true, if stands_by { "ConnectingHosts" } else { "MakingTarget" }, text);
+    }
+    let is_planned = spec.operation == Some(VolumeOperation::Move);
+    if spec.is_switching() {
+        let view = plane.core.volumes().view(spec.uuid);
+        let name = match view.may_still_serve() {
+            Some(_) => "StoppingOldTarget",
+            None => "StartingTarget",
+        };
+        let text = format!("node {} takes over the target{}", target.node, reasons());
+        return stage(is_planned, name, text);
+    }
+    let why = plane.core.volumes().move_failed(spec.uuid)?;
+    Some(Transition { is_planned: true, stage: "NotAsPlanned".into(), message: why, is_over: true })
 }
 
 /// The first reason names the condition; all are told.
@@ -276,6 +311,7 @@ fn replica_status(view: &VolumeView, replica: &ReplicaView) -> ReplicaStatus {
 
 pub(super) fn nexus_object(plane: &Plane, name: &str, spec: &VolumeSpec) -> Option<NexusObject> {
     let target = spec.target.as_ref()?;
+    let wanted_node = &spec.moving.as_ref().unwrap_or(target).node;
     let view = plane.core.volumes().view(spec.uuid);
     let shown = view.target_nexus().and_then(|nexus| nexus.presence.here());
     let child = |child: &engine_api::Child| {
@@ -292,7 +328,9 @@ pub(super) fn nexus_object(plane: &Plane, name: &str, spec: &VolumeSpec) -> Opti
     };
     let is_well = shown.is_some_and(|nexus| nexus.state == engine_api::NexusState::Online);
     Some(NexusObject {
-        spec: NexusSpec { volume: spec.uuid.to_string(), node: target.node.clone() },
+        spec: NexusSpec { volume: spec.uuid.to_string(), node: wanted_node.clone() },
+        serving_node: target.node.clone(),
+        moving: moving(plane, spec),
         uuid: target.nexus.to_string(),
         volume_name: name.to_owned(),
         state: shown.map_or(TargetState::Unknown, |nexus| target_state(nexus.state)),

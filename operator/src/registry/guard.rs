@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{ErrorKind, Result, ServiceError};
 
@@ -34,6 +35,7 @@ impl fmt::Display for ObjectKey {
 struct Holder {
     what: &'static str,
     since: Instant,
+    give_way: CancellationToken,
 }
 
 #[derive(Default)]
@@ -62,6 +64,14 @@ impl fmt::Debug for Guards {
 pub struct Guard {
     guards: Guards,
     key: ObjectKey,
+    give_way: CancellationToken,
+}
+
+impl Guard {
+    /// Ends when somebody urgent waits for the object. Who can be interrupted lets go then; others go on.
+    pub async fn is_wanted(&self) {
+        self.give_way.cancelled().await;
+    }
 }
 
 impl Guards {
@@ -83,16 +93,25 @@ impl Guards {
         }
     }
 
+    /// As [`Guards::take`], and asks whoever has it now to give way if that can be done.
+    pub async fn take_urgently(&self, key: ObjectKey, what: &'static str, wait: Duration) -> Result<Guard> {
+        if let Some(holder) = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            holder.give_way.cancel();
+        }
+        self.take(key, what, wait).await
+    }
+
     /// As [`Guards::take`] without waiting.
     pub fn try_take(&self, key: &ObjectKey, what: &'static str) -> Result<Guard> {
         let mut held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(holder) = held.get(key) {
-            let Holder { what, since } = holder;
+            let Holder { what, since, .. } = holder;
             let text = format!("{key} is busy: {what} for {} ms", since.elapsed().as_millis());
             return Err(ServiceError::new(ErrorKind::Conflict, text));
         }
-        held.insert(key.clone(), Holder { what, since: Instant::now() });
-        Ok(Guard { guards: self.clone(), key: key.clone() })
+        let give_way = CancellationToken::new();
+        held.insert(key.clone(), Holder { what, since: Instant::now(), give_way: give_way.clone() });
+        Ok(Guard { guards: self.clone(), key: key.clone(), give_way })
     }
 }
 

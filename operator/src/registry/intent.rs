@@ -17,6 +17,8 @@ pub enum IntentVerdict {
     RollBackCreate,
     /// The publication is taken back: the target is removed.
     RollBackPublish,
+    /// The move is taken back: the target stays. Only before the switch; from then on it is finished.
+    CancelMove,
 }
 
 /// Decides from the spec and how long its intent has been tried without a caller.
@@ -27,6 +29,9 @@ pub fn verdict(volume: &VolumeSpec, tried_for: Duration, limit: Duration) -> Int
     match (volume.status, volume.operation) {
         (SpecStatus::Creating, _) => IntentVerdict::RollBackCreate,
         (SpecStatus::Created, Some(VolumeOperation::Publish)) => IntentVerdict::RollBackPublish,
+        (SpecStatus::Created, Some(VolumeOperation::Move)) if volume.moving.is_some() => {
+            IntentVerdict::CancelMove
+        }
         _ => IntentVerdict::CarryOn,
     }
 }

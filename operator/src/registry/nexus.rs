@@ -19,9 +19,29 @@ pub struct NexusSpec {
     pub size_bytes: u64,
     /// First and last NVMe controller id it may give out.
     pub cntlids: (u16, u16),
+    /// Key it registers at its replicas; 0 for one that was made before there were reservations.
+    #[serde(default)]
+    pub reservation_key: u64,
+    /// Its engine has confirmed that it is shut down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_shutdown: bool,
+    /// Its engine did not answer when it was to be shut down; it is shut down when the node returns.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shutdown_failed: bool,
+    /// Its record tells it to stop, so that it changes nothing there any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub do_self_shutdown: bool,
     /// Where it is in its life. `Creating` and `Deleting` are intents; it is removed from the registry only when the
-    /// engine has confirmed that it is gone, which is what a target elsewhere waits for (SAFETY F1).
+    /// engine has confirmed that it is gone.
     pub status: SpecStatus,
+}
+
+impl NexusSpec {
+    /// Whether another nexus of its volume may serve, as far as this one is concerned (SAFETY F1): it is confirmed shut
+    /// down; or its record tells it to stop, and whoever serves next takes the reservation from it at every replica.
+    pub fn is_stopped(&self) -> bool {
+        self.is_shutdown || self.do_self_shutdown
+    }
 }
 
 impl Object for NexusSpec {

@@ -51,6 +51,13 @@ pub struct VolumeSpec {
     /// Somebody asked for its end: its CR is told so. Not set when a creation is taken back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_discarded: bool,
+    /// Targets that another one has replaced, oldest first, until they are gone. They do not serve any more, or are
+    /// being kept from it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<Uuid>,
+    /// The target that shall take over in a planned move, until it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<TargetSpec>,
     /// First controller id of the next nexus, so that two nexuses of one volume never give out the same.
     #[serde(default = "first_cntlid")]
     pub next_cntlid: u16,
@@ -60,7 +67,49 @@ fn first_cntlid() -> u16 {
     *engine_api::CNTLID_RANGE.start()
 }
 
+/// Controller ids of one target. Two targets in a row never share one, so that a host that still knows the old target
+/// does not take the new one's controller for it.
+const CNTLID_WINDOW: u16 = 2;
+
 impl VolumeSpec {
+    /// The next target, on this node: a nexus of its own with controller ids and a key that none before had. The window
+    /// of controller ids moves on also over unpublish and publish, because a host may not have disconnected.
+    pub fn take_target(&mut self, node: String, hosts: HostAcl) -> TargetSpec {
+        let first = self.next_cntlid;
+        let last = first + (CNTLID_WINDOW - 1);
+        let next = last.saturating_add(1);
+        let fits = next.saturating_add(CNTLID_WINDOW - 1) <= *engine_api::CNTLID_RANGE.end();
+        self.next_cntlid = if fits { next } else { first_cntlid() };
+        let (random, _) = Uuid::new_v4().as_u64_pair();
+        TargetSpec {
+            node,
+            nexus: Uuid::new_v4(),
+            hosts,
+            cntlids: (first, last),
+            reservation_key: random.max(1),
+        }
+    }
+
+    /// The new target takes the place of the old one, which is kept from serving from now on.
+    pub fn replace_target(&mut self, new: TargetSpec, operation: VolumeOperation) {
+        if let Some(old) = self.target.replace(new) {
+            self.replaced.push(old.nexus);
+        }
+        self.operation = Some(operation);
+    }
+
+    /// The target stays where it is.
+    pub fn cancel_move(&mut self) {
+        self.moving = None;
+        self.operation = self.operation.filter(|operation| *operation != VolumeOperation::Move);
+    }
+
+    /// Whether a target takes the place of another now.
+    pub fn is_switching(&self) -> bool {
+        self.moving.is_none()
+            && matches!(self.operation, Some(VolumeOperation::Republish | VolumeOperation::Move))
+    }
+
     /// Name of its CR, unless it was given free: the one that asked for it, else its id.
     pub fn cr_name(&self) -> Option<String> {
         let named =
@@ -136,6 +185,9 @@ pub struct TargetSpec {
     pub hosts: HostAcl,
     /// First and last NVMe controller id it may give out.
     pub cntlids: (u16, u16),
+    /// Key its nexus registers at its replicas; 0 in what was written before there were reservations.
+    #[serde(default)]
+    pub reservation_key: u64,
 }
 
 /// Who may connect to a target.
@@ -152,6 +204,14 @@ pub enum HostAcl {
 pub const NOBODY: &str = "nqn.2019-05.io.openebs:nobody";
 
 impl HostAcl {
+    /// Whether this host may connect.
+    pub fn admits(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Hosts(hosts) => hosts.contains(host),
+        }
+    }
+
     /// The list as engines take it.
     pub fn to_engine(&self) -> Vec<String> {
         match self {
@@ -170,4 +230,9 @@ pub enum VolumeOperation {
     Publish,
     /// Being unpublished: always finished.
     Unpublish,
+    /// Its target is replaced because a host lost its path: always finished, or begun again on another node.
+    Republish,
+    /// Its target moves as somebody wished. While the new one is prepared the old one serves, and the move can be taken
+    /// back; from the switch on it is always finished.
+    Move,
 }

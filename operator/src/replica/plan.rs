@@ -2,6 +2,7 @@
 
 use engine_api::layout::replica_bytes;
 
+use crate::nexus::plan::is_same_set;
 use crate::registry::{SpecStatus, VolumeSpec};
 use crate::scheduler::{Removable, ReplicaAsk, choose_removal, place_replica};
 use crate::volume::plan::{Health, Notes, ReasonCode, Step};
@@ -173,13 +174,22 @@ fn remove(view: &VolumeView, live: &[&ReplicaView], wanted: usize, notes: &mut N
     }
 }
 
-/// Exports that no nexus needs any more admit nobody (SAFETY C8).
-pub(crate) fn unshare_idle(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_>) -> Option<Step> {
-    if volume.target.is_some() || !view.nexuses.is_empty() {
+/// Exports admit the engines that have a nexus of the volume and nobody else (SAFETY C8): who is not needed any more is
+/// taken off when nothing is under way.
+pub(crate) fn trim_exports(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_>) -> Option<Step> {
+    let is_idle = volume.target.is_none() && view.nexuses.iter().all(|nexus| nexus.spec.is_stopped());
+    let serves = view.target_nexus().is_some_and(|nexus| nexus.presence.here().is_some());
+    if !(is_idle || (serves && volume.operation.is_none())) {
         return None;
     }
-    view.replicas.iter().find_map(|r| {
-        let is_shared = r.presence.here().is_some_and(|shown| shown.shared);
-        if is_shared { notes.unless_barred(Step::UnshareReplica { replica: r.spec.uuid }) } else { None }
+    view.replicas.iter().filter(|r| r.spec.status == SpecStatus::Created).find_map(|r| {
+        let shown = r.presence.here().filter(|shown| shown.shared)?;
+        let hosts = view.hosts_of(r);
+        let replica = r.spec.uuid;
+        match hosts.is_empty() {
+            true => notes.unless_barred(Step::UnshareReplica { replica }),
+            false if is_same_set(&shown.allowed_hosts, &hosts) => None,
+            false => notes.unless_barred(Step::ShareReplica { replica, hosts }),
+        }
     })
 }

@@ -249,7 +249,12 @@ pub(super) fn volume(core: &Core, uuid: Uuid) -> Result<api::Volume> {
         }),
         reasons: core.volumes().reasons(uuid).iter().map(ToString::to_string).collect(),
     };
-    Ok(api::Volume { spec: volume_spec(spec), state })
+    let mut wanted = volume_spec(spec);
+    if let Some(moving) = &mut wanted.moving {
+        let nexus = view.nexuses.iter().find(|n| n.spec.uuid == moving.uuid);
+        moving.device_uri = nexus.and_then(|n| n.presence.here()).and_then(|shown| shown.device_uri.clone());
+    }
+    Ok(api::Volume { spec: wanted, state })
 }
 
 fn replica_topology(view: &VolumeView, replica: &ReplicaView) -> api::ReplicaTopology {
@@ -275,6 +280,8 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
         operation: spec.operation.map(|operation| match operation {
             VolumeOperation::Publish => "Publish".to_owned(),
             VolumeOperation::Unpublish => "Unpublish".to_owned(),
+            VolumeOperation::Republish => "Republish".to_owned(),
+            VolumeOperation::Move => "Move".to_owned(),
         }),
         size: spec.size,
         status: spec_status(spec.status),
@@ -286,6 +293,11 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
                 HostAcl::Any => None,
                 HostAcl::Hosts(hosts) => Some(hosts.iter().cloned().collect()),
             },
+        }),
+        moving: spec.moving.as_ref().map(|target| api::VolumeMove {
+            node: target.node.clone(),
+            uuid: target.nexus,
+            device_uri: None,
         }),
         uuid: spec.uuid,
         topology: topology(&spec.topology),

@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::http::StatusCode;
 use control_api::{
-    CreateVolumeBody, ErrorKind, Nexus, Protocol, PublishVolumeBody, Replica, RestJsonError, Specs, Volume,
-    Volumes,
+    CreateVolumeBody, Nexus, Protocol, PublishVolumeBody, Replica, RestJsonError, Specs, Volume, Volumes,
 };
 use serde::Deserialize;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::{Answer, Body, Failure, Leading, Path, Query, convert};
+use crate::core::Core;
 use crate::error::ServiceError;
 use crate::registry::HostAcl;
+use crate::volume::republish::Republish;
 use crate::volume::{CreateVolume, PublishVolume, detached};
 
 #[derive(Deserialize)]
@@ -76,7 +77,7 @@ pub(super) async fn destroy(Leading(core): Leading, Path(id): Path<Uuid>) -> Res
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Serves a volume.
+/// Serves a volume; moves the target of one that is served; with `republish`, gives it one that serves.
 #[utoipa::path(put, path = "/v0/volumes/{id}/target", params(("id" = Uuid, Path)), request_body = PublishVolumeBody, responses((status = 200, body = Volume), (status = 404, body = RestJsonError), (status = 412, body = RestJsonError)))]
 pub(super) async fn publish(
     Leading(core): Leading,
@@ -87,11 +88,27 @@ pub(super) async fn publish(
         return Err(ServiceError::invalid("a volume is served as nvmf").into());
     }
     if body.republish == Some(true) {
-        let text = "moving a published target needs fencing, which does not exist yet";
-        return Err(ServiceError::new(ErrorKind::Unimplemented, text).into());
+        let Some(host) = body.frontend_node.as_deref() else {
+            return Err(
+                ServiceError::invalid("republish is asked for by a host: frontend_node is missing").into()
+            );
+        };
+        let request = Republish {
+            host: host_nqn(host),
+            node: body.node,
+            replaces: body.replaces,
+            reuse_existing: body.reuse_existing.unwrap_or(true),
+            reuse_existing_fallback: body.reuse_existing_fallback.unwrap_or(false),
+        };
+        detached(core.clone(), |core| async move { core.volumes().republish(id, request).await }).await?;
+        return Ok(Json(convert::volume(&core, id)?));
+    }
+    if let Some(node) = node_to_move_to(&core, id, &body)? {
+        detached(core.clone(), |core| async move { core.volumes().move_target(id, &node).await }).await?;
+        return Ok(Json(convert::volume(&core, id)?));
     }
     let hosts = match &body.frontend_node {
-        Some(node) => HostAcl::Hosts(BTreeSet::from([engine_api::node_host_nqn(node)])),
+        Some(node) => HostAcl::Hosts(BTreeSet::from([host_nqn(node)])),
         None => {
             warn!(volume.id = %id, "published without a frontend node: any host may connect");
             HostAcl::Any
@@ -100,6 +117,54 @@ pub(super) async fn publish(
     let request = PublishVolume { node: body.node, preferred: body.frontend_node, hosts };
     detached(core.clone(), |core| async move { core.volumes().publish(id, request).await.map(drop) }).await?;
     Ok(Json(convert::volume(&core, id)?))
+}
+
+/// The NVMe host name of a host that is given by it, or by the name of its node.
+fn host_nqn(host: &str) -> String {
+    if host.starts_with("nqn.") { host.to_owned() } else { engine_api::node_host_nqn(host) }
+}
+
+/// Publishing a volume that is published, from another node and for the same hosts, moves its target.
+fn node_to_move_to(core: &Core, id: Uuid, body: &PublishVolumeBody) -> Result<Option<String>, Failure> {
+    let spec = core.volumes().get(id)?;
+    let (Some(target), Some(node)) = (&spec.target, &body.node) else { return Ok(None) };
+    let is_same_host = body.frontend_node.as_deref().is_none_or(|host| target.hosts.admits(&host_nqn(host)));
+    Ok(Some(node.clone()).filter(|node| is_same_host && *node != target.node))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RegisteredTargets {
+    #[serde(default)]
+    registered_targets: String,
+}
+
+/// Destroys what replaced targets left behind, but for those that hosts still have a path to.
+#[utoipa::path(delete, path = "/v0/volumes/{id}/shutdown_targets", params(("id" = Uuid, Path), ("registered_targets" = Option<String>, Query, description = "address:port of targets to keep, separated by commas")), responses((status = 204), (status = 404, body = RestJsonError)))]
+pub(super) async fn destroy_shutdown_targets(
+    Leading(core): Leading,
+    Path(id): Path<Uuid>,
+    Query(RegisteredTargets { registered_targets }): Query<RegisteredTargets>,
+) -> Result<StatusCode, Failure> {
+    let kept: Vec<String> =
+        registered_targets.split(',').filter(|target| !target.is_empty()).map(str::to_owned).collect();
+    detached(core, |core| async move { core.volumes().destroy_shutdown_targets(id, &kept).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+pub(super) struct FrontendHost {
+    frontend_host: String,
+}
+
+/// A host has a path to this nexus of the volume; what a planned move waits for.
+#[utoipa::path(put, path = "/v0/volumes/{id}/paths/{nexus}", params(("id" = Uuid, Path), ("nexus" = Uuid, Path), ("frontend_host" = String, Query, description = "name of the host's node, or its NVMe host name")), responses((status = 204), (status = 404, body = RestJsonError)))]
+pub(super) async fn report_path(
+    Leading(core): Leading,
+    Path((id, nexus)): Path<(Uuid, Uuid)>,
+    Query(FrontendHost { frontend_host }): Query<FrontendHost>,
+) -> Result<StatusCode, Failure> {
+    core.volumes().report_path(id, nexus, &host_nqn(&frontend_host))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Deserialize)]
@@ -125,7 +190,7 @@ pub(super) async fn replica_count(
     Leading(core): Leading,
     Path((id, count)): Path<(Uuid, u8)>,
 ) -> Answer<Volume> {
-    let change = |core: std::sync::Arc<crate::core::Core>| async move {
+    let change = |core: std::sync::Arc<Core>| async move {
         core.volumes().set_replica_count(id, count).await.map(drop)
     };
     detached(core.clone(), change).await?;

@@ -20,6 +20,8 @@ pub struct NodeCandidate {
     pub is_online: bool,
     /// Nothing new may be placed on it.
     pub is_cordoned: bool,
+    /// A nexus of the volume is on it, or may be.
+    pub has_nexus: bool,
     /// A healthy replica of the volume is on it.
     pub has_replica: bool,
     /// Nexuses it serves.
@@ -72,6 +74,12 @@ fn refusal(ask: &TargetAsk, node: &NodeCandidate) -> Option<(&'static str, Strin
     if !node.is_online {
         return Some(("node_online", "its engine is not online".into()));
     }
+    if node.has_nexus {
+        return Some((
+            "node_without_nexus",
+            "a target of this volume is, or may be, on the node already".into(),
+        ));
+    }
     if node.is_cordoned {
         return Some(("node_not_cordoned", "the node is cordoned".into()));
     }
@@ -87,6 +95,7 @@ mod tests {
             node: name.into(),
             is_online: true,
             is_cordoned: false,
+            has_nexus: false,
             has_replica: false,
             nexuses: 0,
         }
@@ -108,11 +117,12 @@ mod tests {
         let nodes = [
             NodeCandidate { is_online: false, ..node("a") },
             NodeCandidate { is_cordoned: true, ..node("b") },
+            NodeCandidate { has_nexus: true, ..node("c") },
         ];
         let error = choose_target(&TargetAsk::default(), &nodes).expect_err("none is left");
         assert_eq!(
             error.to_string(),
-            "no node takes the target: a: node_online: its engine is not online; b: node_not_cordoned: the node is cordoned"
+            "no node takes the target: a: node_online: its engine is not online; b: node_not_cordoned: the node is cordoned; c: node_without_nexus: a target of this volume is, or may be, on the node already"
         );
     }
 }

@@ -1,15 +1,16 @@
 //! Does one step of a volume's plan.
 
 use engine_api::{
-    AddChild, ChildAction, ChildRef, CreateNexus, CreateReplica, DestroyReplica,
-    ErrorKind as EngineErrorKind, Nexus, PoolSelector, Replica, Share,
+    AddChild, AnaState, ChildAction, ChildRef, CreateNexus, CreateReplica, DestroyReplica,
+    ErrorKind as EngineErrorKind, Nexus, PoolSelector, Preempt, Replica, Reservation, ReservationKind, Share,
 };
-use tracing::info;
+use store::StoreError;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::plan::Step;
 use crate::core::Core;
-use crate::error::{Result, ServiceError};
+use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::states::Holdings;
 use crate::registry::{
     NexusSpec, PoolSpec, ReplicaSpec, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
@@ -38,7 +39,7 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         Step::ConfirmReplica { replica } => {
             set_replica(core, *replica, |r| r.status = SpecStatus::Created).await
         }
-        Step::ShareReplica { replica, host } => share_replica(core, *replica, host).await,
+        Step::ShareReplica { replica, hosts } => share_replica(core, *replica, hosts).await,
         Step::UnshareReplica { replica } => unshare_replica(core, *replica).await,
         Step::NoteHealth { replica, healthy } => set_replica(core, *replica, |r| r.healthy = *healthy).await,
         Step::RetireReplica { replica } => {
@@ -51,7 +52,29 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
             Ok(())
         }
         Step::ReserveNexus { nexus } => reserve_nexus(core, volume, *nexus).await,
-        Step::CreateNexus { nexus, children } => create_nexus(core, volume, *nexus, children).await,
+        Step::CreateNexus { nexus, children } => create_nexus(core, volume, *nexus, children, false).await,
+        Step::CreateStandby { nexus, children } => create_nexus(core, volume, *nexus, children, true).await,
+        Step::ActivateNexus { nexus } => activate_nexus(core, *nexus).await,
+        Step::ShutdownNexus { nexus } => shutdown_nexus(core, *nexus).await,
+        Step::NoteShutdown { nexus } => set_nexus(core, *nexus, |n| n.is_shutdown = true).await,
+        Step::TellToStop { nexus } => tell_to_stop(core, volume, *nexus).await,
+        Step::ForgetReplaced { nexus } => {
+            set_volume(core, volume, |v| v.replaced.retain(|replaced| replaced != nexus)).await
+        }
+        Step::SwitchTarget => {
+            set_volume(core, volume, |v| {
+                if let Some(new) = v.moving.take() {
+                    v.replace_target(new, VolumeOperation::Move);
+                }
+            })
+            .await
+        }
+        Step::CancelMove { why } => {
+            warn!(volume.id = %volume, why, "the target does not move");
+            set_volume(core, volume, VolumeSpec::cancel_move).await?;
+            core.volume_notes().entry(volume).or_default().move_failed = Some(why.clone());
+            Ok(())
+        }
         Step::PublishNexus { nexus, hosts } => publish_nexus(core, *nexus, hosts).await,
         Step::ConfirmNexus { nexus } => set_nexus(core, *nexus, |n| n.status = SpecStatus::Created).await,
         Step::RetireNexus { nexus } => set_nexus(core, *nexus, |n| n.status = SpecStatus::Deleting).await,
@@ -190,15 +213,15 @@ async fn destroy_replica(core: &Core, id: Uuid) -> Result<()> {
     settled_by(outcome, &[EngineErrorKind::Gone, EngineErrorKind::NotFound])
 }
 
-async fn share_replica(core: &Core, id: Uuid, host: &str) -> Result<()> {
+async fn share_replica(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
     let (_, pool) = replica_and_pool(core, id)?;
-    let share = Share { allowed_hosts: vec![host.to_owned()] };
+    let share = Share { allowed_hosts: hosts.to_vec() };
     let outcome = core
         .engines
         .change(
             &pool.node,
             id,
-            || format!("export replica {id} to {host}"),
+            || format!("export replica {id} to {}", hosts.join(", ")),
             |engine, call| async move { engine.share_replica(call, id, share).await },
             note_replica,
         )
@@ -224,15 +247,38 @@ async fn unshare_replica(core: &Core, id: Uuid) -> Result<()> {
 async fn reserve_nexus(core: &Core, volume: Uuid, nexus: Uuid) -> Result<()> {
     let spec = core.registry.get::<VolumeSpec>(&volume.to_string());
     let spec = spec.ok_or_else(|| ServiceError::not_found(format!("volume {volume}")))?;
-    let Some(TargetSpec { node, cntlids, .. }) = spec.target else {
-        return Err(ServiceError::precondition(format!("volume {volume} is not published any more")));
+    let mut targets = spec.target.into_iter().chain(spec.moving);
+    let Some(target) = targets.find(|target| target.nexus == nexus) else {
+        return Err(ServiceError::precondition(format!(
+            "volume {volume} does not want nexus {nexus} any more"
+        )));
     };
-    let nexus =
-        NexusSpec { uuid: nexus, volume, node, size_bytes: spec.size, cntlids, status: SpecStatus::Creating };
+    let TargetSpec { node, cntlids, reservation_key, .. } = target;
+    let nexus = NexusSpec {
+        uuid: nexus,
+        volume,
+        node,
+        size_bytes: spec.size,
+        cntlids,
+        reservation_key,
+        is_shutdown: false,
+        shutdown_failed: false,
+        do_self_shutdown: false,
+        status: SpecStatus::Creating,
+    };
     core.registry.create(nexus).await
 }
 
-async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String]) -> Result<()> {
+/// The only nexus that may reach its replicas, whoever did before.
+fn reservation(key: u64) -> Option<Reservation> {
+    (key != 0).then_some(Reservation {
+        key,
+        kind: ReservationKind::ExclusiveAccess,
+        preempt: Preempt::Holder,
+    })
+}
+
+async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String], standby: bool) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let keys = core.registry.objects().keys();
     let request = CreateNexus {
@@ -240,8 +286,8 @@ async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String]) 
         uuid: id,
         size_bytes: spec.size_bytes,
         cntlids: spec.cntlids.0..=spec.cntlids.1,
-        reservation: None,
-        standby: false,
+        reservation: reservation(spec.reservation_key),
+        standby,
         children: children.to_vec(),
         info_key: Some(keys.nexus_info(&volume.to_string(), &id.to_string())),
     };
@@ -272,6 +318,86 @@ async fn publish_nexus(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
         )
         .await;
     settled_by(outcome, &[])
+}
+
+async fn activate_nexus(core: &Core, id: Uuid) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("let nexus {id} of volume {} serve", spec.volume),
+            |engine, call| async move { engine.set_ana_state(call, id, AnaState::Optimized).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+/// Shuts an old target down if its engine answers soon enough: hosts wait. One that does not is noted, which is what
+/// the plan goes on from.
+async fn shutdown_nexus(core: &Core, id: Uuid) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let limit = core.settings.limits.shutdown;
+    let asked = core.engines.change(
+        &spec.node,
+        spec.volume,
+        || format!("shut down nexus {id} of volume {}", spec.volume),
+        |engine, call| async move { engine.shutdown_nexus(call.within(limit), id).await },
+        note_nexus,
+    );
+    let error = match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(()) | Err((_, EngineErrorKind::NotFound | EngineErrorKind::Gone))) => return Ok(()),
+        Ok(Err((error, _))) => error,
+        Err(_) => {
+            core.engines.distrust(&spec.node);
+            ServiceError::new(ErrorKind::Timeout, format!("node {} did not answer in {limit:?}", spec.node))
+        }
+    };
+    if error.is_fenced() || spec.shutdown_failed {
+        return Err(error);
+    }
+    warn!(nexus.id = %id, node.name = spec.node, error = %error.chain(), "old target not shut down, it is fenced");
+    set_nexus(core, id, |n| n.shutdown_failed = true).await
+}
+
+/// How often a record that its engine changes at the same time is read again.
+const TELL_ATTEMPTS: usize = 8;
+
+/// Writes into the nexus's record that it is to stop. From then on it cannot change the record, so what the record says
+/// of its replicas is final. Where there is none yet, a nexus that is made late finds this one.
+async fn tell_to_stop(core: &Core, volume: Uuid, id: Uuid) -> Result<()> {
+    let objects = core.registry.objects();
+    let key = objects.keys().nexus_info(&volume.to_string(), &id.to_string());
+    for _ in 0..TELL_ATTEMPTS {
+        let found = objects.read_key(&key).await?;
+        let mut document = match &found {
+            Some(record) => serde_json::from_slice(&record.value).map_err(|error| {
+                ServiceError::new(ErrorKind::Internal, format!("the record {key} cannot be read: {error}"))
+            })?,
+            None => serde_json::Map::from_iter([
+                ("clean_shutdown".to_owned(), false.into()),
+                ("children".to_owned(), serde_json::Value::Array(Vec::new())),
+            ]),
+        };
+        let was_told = document.insert("do_self_shutdown".to_owned(), true.into()) == Some(true.into());
+        let written = if was_told {
+            Ok(())
+        } else {
+            objects.write_key(&key, found.map(|record| record.modified), &document).await.map(drop)
+        };
+        match written {
+            Ok(()) => {
+                info!(nexus.id = %id, volume.id = %volume, "old target told to stop");
+                return set_nexus(core, id, |n| n.do_self_shutdown = true).await;
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let text = format!("the record {key} changes faster than it can be written");
+    Err(ServiceError::new(ErrorKind::Aborted, text))
 }
 
 async fn destroy_nexus(core: &Core, id: Uuid) -> Result<()> {

@@ -29,10 +29,20 @@ const STEPS_MAX: usize = 400;
 /// Pause while replicas are waited for.
 const GATHER_PAUSE: Duration = Duration::from_millis(100);
 
-/// Steps until the goal, for a caller: the first step that fails ends it.
+/// What a step that fails means for a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The end.
+    Ends,
+    /// The plan is asked for another way.
+    IsPassedBy,
+}
+
+/// Steps until the goal, for a caller.
 pub(crate) async fn converge(
     core: &Core,
     uuid: Uuid,
+    failure: Failure,
     is_reached: impl Fn(&VolumeView) -> bool,
 ) -> Result<Outcome> {
     let deadline = Instant::now() + core.settings.limits.operation;
@@ -53,8 +63,14 @@ pub(crate) async fn converge(
         match plan(&view) {
             Plan::Act(step) => {
                 ensure_effect(last.as_ref(), &step)?;
-                perform(core, uuid, &step).await?;
-                last = Some(step);
+                match perform(core, uuid, &step).await {
+                    Ok(()) => last = Some(step),
+                    Err(error) if failure == Failure::Ends || error.is_fenced() => return Err(error),
+                    Err(error) => {
+                        warn!(volume.id = %uuid, step = ?step, error = %error.chain(), "step failed, trying another");
+                        hold_back(core, uuid, &step, &error);
+                    }
+                }
             }
             // Healthy replicas may be about to come: the plan itself says when to go on without them.
             Plan::Wait(reasons) if reasons.iter().any(|r| r.code == ReasonCode::WaitingForReplicas) => {
@@ -126,6 +142,10 @@ async fn judge_intent(core: &Core, volume: &VolumeSpec) -> bool {
         IntentVerdict::RollBackPublish => {
             warn!(volume.id = %volume.uuid, "publication could not be finished, rolling back");
             core.volumes().roll_back_publish(volume.uuid).await;
+        }
+        IntentVerdict::CancelMove => {
+            warn!(volume.id = %volume.uuid, "the new target could not be prepared in time, the old one stays");
+            core.volumes().cancel_move(volume.uuid, "the new target could not be prepared in time").await;
         }
     }
     if let Some(notes) = core.volume_notes().get_mut(&volume.uuid) {

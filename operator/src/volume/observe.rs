@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine_api::ChildState;
 use serde::Deserialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::plan::Step;
-use super::view::{NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView};
+use super::view::{Arrival, NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView};
 use crate::core::Core;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
@@ -23,7 +24,42 @@ pub(crate) async fn observe(core: &Core, uuid: Uuid) -> Result<VolumeView> {
             view.records.insert(nexus, record);
         }
     }
+    view.arrival = arrival(core, &view);
     Ok(view)
+}
+
+/// Whether the hosts have come to the target that is to take over; the wait begins when it can be reached.
+fn arrival(core: &Core, view: &VolumeView) -> Arrival {
+    let mut notes = core.volume_notes();
+    let notes = notes.entry(view.uuid).or_default();
+    let volume = view.volume.as_ref();
+    let (Some(moving), Some(target)) =
+        (volume.and_then(|v| v.moving.as_ref()), volume.and_then(|v| v.target.as_ref()))
+    else {
+        if let Some((nexus, _)) = notes.awaiting.take() {
+            core.arrivals.forget(nexus);
+        }
+        return Arrival::Awaited;
+    };
+    let shown = view.nexuses.iter().find(|n| n.spec.uuid == moving.nexus).and_then(|n| n.presence.here());
+    if shown.is_none_or(|shown| shown.device_uri.is_none()) {
+        return Arrival::Awaited;
+    }
+    let since = match notes.awaiting {
+        Some((nexus, since)) if nexus == moving.nexus => since,
+        _ => notes.awaiting.insert((moving.nexus, Instant::now())).1,
+    };
+    if core.arrivals.have_arrived(moving.nexus, &target.hosts) {
+        return Arrival::Connected;
+    }
+    if since.elapsed() < core.settings.limits.arrival {
+        return Arrival::Awaited;
+    }
+    notes.move_failed = Some(format!(
+        "the hosts had no path to the new target on node {} in time: the target moved as in a switchover",
+        moving.node
+    ));
+    Arrival::GivenUp
 }
 
 /// The view without the records.
@@ -58,6 +94,7 @@ pub(crate) fn observe_memory(core: &Core, uuid: Uuid) -> VolumeView {
         pools,
         records: BTreeMap::new(),
         barred,
+        arrival: Arrival::Awaited,
         fresh: Uuid::new_v4(),
         settings: core.settings.heal.clone(),
     }
@@ -162,9 +199,12 @@ fn pool_candidate(inner: &Inner, spec: &PoolSpec) -> PoolCandidate {
     }
 }
 
-/// The nexuses whose records matter: while a target serves and nothing is under way, none does.
+/// The nexuses whose records matter: while a target serves and nothing is under way, only those do that are to go with
+/// a nexus that is gone.
 fn records_wanted(view: &VolumeView) -> BTreeSet<Uuid> {
     let Some(volume) = &view.volume else { return BTreeSet::new() };
+    let gone = view.others().filter(|n| n.presence == Presence::Missing).map(|n| n.spec.uuid);
+    let gone: BTreeSet<Uuid> = gone.collect();
     let target = volume.target.as_ref().map(|target| target.nexus);
     let serves = view
         .target_nexus()
@@ -174,12 +214,18 @@ fn records_wanted(view: &VolumeView) -> BTreeSet<Uuid> {
         && volume.status == SpecStatus::Created
         && volume.operation.is_none()
         && volume.health_from == target;
-    if is_quiet { BTreeSet::new() } else { target.into_iter().chain(volume.health_from).collect() }
+    if is_quiet {
+        return gone;
+    }
+    let replaced = volume.replaced.iter().copied();
+    gone.into_iter().chain(target).chain(volume.health_from).chain(replaced).collect()
 }
 
 /// The record as engines write it: `{"clean_shutdown":…,"children":[{"uuid":…,"healthy":…}]}`.
 #[derive(Deserialize)]
 struct StoredRecord {
+    #[serde(default)]
+    do_self_shutdown: bool,
     children: Vec<StoredChild>,
 }
 
@@ -199,5 +245,5 @@ async fn read_record(core: &Core, volume: Uuid, nexus: Uuid) -> Result<Option<Ne
     })?;
     let known = stored.children.iter().map(|child| child.uuid).collect();
     let healthy = stored.children.iter().filter(|child| child.healthy).map(|child| child.uuid).collect();
-    Ok(Some(NexusRecord { healthy, known }))
+    Ok(Some(NexusRecord { healthy, known, do_self_shutdown: stored.do_self_shutdown }))
 }

@@ -1,7 +1,7 @@
 //! What to do next for a volume: one pure function over [`VolumeView`].
 //!
 //! ```text
-//!   leftovers of nexuses -> leftovers of replicas -> replicas being made -> how many replicas -> volume is created
+//!   old targets stop -> leftovers of nexuses -> leftovers of replicas -> replicas being made -> how many replicas -> volume is created
 //!     -> target: reserve, create, publish, confirm -> children: add, online, remove -> exports no longer needed
 //! ```
 //!
@@ -46,8 +46,8 @@ pub enum Step {
     CreateReplica { replica: Uuid },
     /// Write that it is made.
     ConfirmReplica { replica: Uuid },
-    /// Export it to the nexus's engine only (SAFETY C8).
-    ShareReplica { replica: Uuid, host: String },
+    /// Export it to the engines of the volume's nexuses only (SAFETY C8).
+    ShareReplica { replica: Uuid, hosts: Vec<String> },
     /// Withdraw its export.
     UnshareReplica { replica: Uuid },
     /// Write whether it has all data.
@@ -64,8 +64,24 @@ pub enum Step {
     CreateNexus { nexus: Uuid, children: Vec<String> },
     /// Export it to these hosts.
     PublishNexus { nexus: Uuid, hosts: Vec<String> },
+    /// Make it of these children and let it stand by: it touches none of them and is inaccessible.
+    CreateStandby { nexus: Uuid, children: Vec<String> },
+    /// Let one that stands by serve.
+    ActivateNexus { nexus: Uuid },
     /// Write that it is made.
     ConfirmNexus { nexus: Uuid },
+    /// Shut it down, within the time that hosts can spare; an engine that does not answer is noted.
+    ShutdownNexus { nexus: Uuid },
+    /// Write that it is shut down.
+    NoteShutdown { nexus: Uuid },
+    /// Tell it to stop, in its record.
+    TellToStop { nexus: Uuid },
+    /// Write that nothing is left of a target that was replaced.
+    ForgetReplaced { nexus: Uuid },
+    /// Write that the target that stands by takes the place of the old one, which is to stop.
+    SwitchTarget,
+    /// Write that the target does not move after all.
+    CancelMove { why: String },
     /// Write the intent to destroy it.
     RetireNexus { nexus: Uuid },
     /// Destroy it.
@@ -91,8 +107,10 @@ pub enum Step {
 /// Why something waits, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum ReasonCode {
-    /// An old target is not confirmed gone, so that none is made elsewhere (SAFETY F1).
+    /// An old target is neither confirmed gone nor told to stop, so that none is made elsewhere (SAFETY F1).
     OldTargetNotGone,
+    /// A target is to move, and its hosts have no path to the new one yet.
+    WaitingForHosts,
     /// Something is on a node whose engine does not answer.
     NodeNotOnline,
     /// No pool takes a replica.
@@ -177,18 +195,22 @@ pub fn plan(view: &VolumeView) -> Plan {
 fn next_step(view: &VolumeView, notes: &mut Notes<'_>) -> Option<Step> {
     let wanted = view.volume.as_ref().filter(|volume| volume.status != SpecStatus::Deleting);
     let Some(volume) = wanted else {
-        return nexus::plan::clean_up(view, notes)
+        return nexus::stop::clean_up(view, notes)
             .or_else(|| replica::plan::clean_up(view, notes))
             .or_else(|| forget(view, notes));
     };
-    nexus::plan::clean_up(view, notes)
+    nexus::stop::stop(view, notes)
+        // A host waits for the new target: nothing that another engine may hold up comes before it.
+        .or_else(|| if volume.is_switching() { nexus::plan::serve(view, volume, notes) } else { None })
+        .or_else(|| nexus::stop::clean_up(view, notes))
         .or_else(|| replica::plan::clean_up(view, notes))
         .or_else(|| replica::plan::make(view, notes))
         .or_else(|| replica::plan::count(view, volume, notes))
         .or_else(|| confirm(view, volume.status))
-        .or_else(|| nexus::plan::serve(view, volume, notes))
+        .or_else(|| if volume.is_switching() { None } else { nexus::plan::serve(view, volume, notes) })
+        .or_else(|| nexus::moving::prepare(view, volume, notes))
         .or_else(|| nexus::plan::heal(view, volume, notes))
-        .or_else(|| replica::plan::unshare_idle(view, volume, notes))
+        .or_else(|| replica::plan::trim_exports(view, volume, notes))
         .or_else(|| finish(view, volume.operation))
 }
 

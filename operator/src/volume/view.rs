@@ -74,6 +74,8 @@ pub struct NexusRecord {
     pub healthy: BTreeSet<Uuid>,
     /// All replicas it names.
     pub known: BTreeSet<Uuid>,
+    /// It tells its nexus to stop.
+    pub do_self_shutdown: bool,
 }
 
 /// How the operator was configured.
@@ -98,6 +100,18 @@ impl Default for HealSettings {
     }
 }
 
+/// Whether the hosts have come to the target that is to take over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arrival {
+    /// They are waited for.
+    #[default]
+    Awaited,
+    /// They have a path to it.
+    Connected,
+    /// They were waited for long enough, or nobody can say.
+    GivenUp,
+}
+
 /// A volume and all that belongs to it.
 #[derive(Clone, Debug)]
 pub struct VolumeView {
@@ -117,6 +131,8 @@ pub struct VolumeView {
     pub records: BTreeMap<Uuid, NexusRecord>,
     /// Steps that failed lately and are not tried again yet, with the reason.
     pub barred: BTreeMap<Step, String>,
+    /// What is known of the hosts of a target that is to take over.
+    pub arrival: Arrival,
     /// An id nobody has, for what this decision brings into being.
     pub fresh: Uuid,
     /// Configuration.
@@ -130,11 +146,53 @@ impl VolumeView {
         self.nexuses.iter().find(|n| n.spec.uuid == target.nexus && n.spec.status != SpecStatus::Deleting)
     }
 
-    /// The record that says who has all data: the target's once there is one, else that of the nexus before.
+    /// The record that says who has all data: that of the newest nexus that has one.
     pub fn record(&self) -> Option<&NexusRecord> {
+        self.records.get(&self.record_of()?)
+    }
+
+    /// The nexus whose record that is: the target, else one of those it replaced, newest first, else the one that
+    /// served last. A record that names no replica only tells its nexus to stop.
+    pub fn record_of(&self) -> Option<Uuid> {
         let volume = self.volume.as_ref()?;
-        let of_target = volume.target.as_ref().and_then(|target| self.records.get(&target.nexus));
-        of_target.or_else(|| volume.health_from.and_then(|nexus| self.records.get(&nexus)))
+        let target = volume.target.as_ref().map(|target| target.nexus);
+        let replaced = volume.replaced.iter().rev().copied();
+        // What served before that is older than what it left behind.
+        let newer = replaced.take_while(|nexus| Some(*nexus) != volume.health_from);
+        let mut order = target.into_iter().chain(newer).chain(volume.health_from);
+        order.find(|nexus| self.records.get(nexus).is_some_and(|record| !record.known.is_empty()))
+    }
+
+    /// The replicas that have every acknowledged write: those that can be reached, and those that cannot.
+    pub fn members(&self) -> (Vec<&ReplicaView>, Vec<&ReplicaView>) {
+        let made = self.replicas.iter().filter(|r| r.spec.status == SpecStatus::Created);
+        made.filter(|r| self.is_member(&r.spec)).partition(|r| r.presence.here().is_some())
+    }
+
+    /// Nexuses that are neither the target nor the one that is to take over.
+    pub fn others(&self) -> impl Iterator<Item = &NexusView> {
+        let volume = self.volume.as_ref();
+        let target = volume.and_then(|v| v.target.as_ref()).map(|target| target.nexus);
+        let moving = volume.and_then(|v| v.moving.as_ref()).map(|target| target.nexus);
+        self.nexuses.iter().filter(move |n| Some(n.spec.uuid) != target && Some(n.spec.uuid) != moving)
+    }
+
+    /// One that may still serve, so that no other may begin to (SAFETY F1).
+    pub fn may_still_serve(&self) -> Option<&NexusView> {
+        self.others().find(|n| !n.spec.is_stopped() && n.presence != Presence::Missing)
+    }
+
+    /// Host names of the engines that reach this replica from another node: those of the target, of the one that is to
+    /// take over, and of any that may still serve (SAFETY C8).
+    pub fn hosts_of(&self, replica: &ReplicaView) -> Vec<String> {
+        let Some(volume) = self.volume.as_ref().filter(|v| v.status != SpecStatus::Deleting) else {
+            return Vec::new();
+        };
+        let wanted = volume.target.iter().chain(&volume.moving).map(|target| &target.node);
+        let unstopped = self.others().filter(|n| !n.spec.is_stopped() && n.presence != Presence::Missing);
+        let nodes: BTreeSet<&String> = wanted.chain(unstopped.map(|n| &n.spec.node)).collect();
+        let host = |node: &&String| self.nodes.get(*node).map(|node| node.host_nqn.clone());
+        nodes.iter().filter(|node| ***node != replica.node).filter_map(host).collect()
     }
 
     /// Whether a replica has every acknowledged write and may be a source. Replicas the record does not name came

@@ -11,11 +11,13 @@ use engine_api::{
     RebuildRecord, RebuildStats, Replica, ResourceUsage, Share,
 };
 use operator::core::Core;
+use operator::volume::republish::Republish;
+use operator::volume::status::VolumeStatus;
 use store::{Moment, Verdict};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::lab::{Lab, Operator, on, pool, volume};
+use super::lab::{Lab, Operator, host, on, pool, volume};
 
 const V: Uuid = Uuid::from_u128(7);
 
@@ -157,7 +159,7 @@ where
     done
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verb {
     CreatePool,
     DestroyPool,
@@ -166,10 +168,14 @@ enum Verb {
     Unpublish,
     Destroy,
     DestroyPublished,
+    Republish,
+    RepublishUnanswered,
+    Move,
+    DestroyShutdownTargets,
 }
 
 impl Verb {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 11] = [
         Self::CreatePool,
         Self::DestroyPool,
         Self::Create,
@@ -177,7 +183,21 @@ impl Verb {
         Self::Unpublish,
         Self::Destroy,
         Self::DestroyPublished,
+        Self::Republish,
+        Self::RepublishUnanswered,
+        Self::Move,
+        Self::DestroyShutdownTargets,
     ];
+
+    /// The volume is published before.
+    fn begins_published(self) -> bool {
+        self.replaces_target()
+            || matches!(self, Self::Unpublish | Self::DestroyPublished | Self::DestroyShutdownTargets)
+    }
+
+    fn replaces_target(self) -> bool {
+        matches!(self, Self::Republish | Self::RepublishUnanswered | Self::Move)
+    }
 
     /// The world before the verb.
     async fn prepare(self, lab: &Lab) {
@@ -187,11 +207,14 @@ impl Verb {
         for node in pools {
             core.pools().create(pool(node)).await.unwrap();
         }
-        if matches!(self, Self::Publish | Self::Unpublish | Self::Destroy | Self::DestroyPublished) {
+        if self.begins_published() || matches!(self, Self::Publish | Self::Destroy) {
             core.volumes().create(volume(7, 2)).await.unwrap();
         }
-        if matches!(self, Self::Unpublish | Self::DestroyPublished) {
+        if self.begins_published() {
             core.volumes().publish(V, on("a")).await.unwrap();
+        }
+        if self == Self::DestroyShutdownTargets {
+            core.volumes().republish(V, elsewhere()).await.unwrap();
         }
     }
 
@@ -203,6 +226,18 @@ impl Verb {
             Self::Publish => drop(core.volumes().publish(V, on("a")).await.unwrap()),
             Self::Unpublish => drop(core.volumes().unpublish(V, false).await.unwrap()),
             Self::Destroy | Self::DestroyPublished => core.volumes().destroy(V).await.unwrap(),
+            Self::Republish | Self::RepublishUnanswered => {
+                drop(core.volumes().republish(V, elsewhere()).await.unwrap());
+            }
+            Self::Move => move_to_b(&core).await,
+            Self::DestroyShutdownTargets => core.volumes().destroy_shutdown_targets(V, &[]).await.unwrap(),
+        }
+    }
+
+    /// While the verb is at work the node of the old target does not answer the operator.
+    fn set_answering(self, lab: &Lab, answers: bool) {
+        if self == Self::RepublishUnanswered {
+            lab.engine("a").set_reachable(answers);
         }
     }
 
@@ -214,9 +249,31 @@ impl Verb {
                 // Once the intent is written it is carried out; before, nothing has happened.
                 assert!(volume.is_none_or(|volume| volume.operation.is_none()), "{story}");
             }
+            Self::Republish | Self::RepublishUnanswered | Self::Move | Self::DestroyShutdownTargets => {
+                let volume = volume.expect("it was there");
+                assert_eq!((volume.replaced, volume.moving), (Vec::new(), None), "{story}");
+                assert!(volume.target.is_some(), "{story}: it stays published");
+                assert_eq!(operator.status(V), VolumeStatus::Online, "{story}");
+            }
             Self::Unpublish | Self::Publish => assert!(volume.is_some(), "{story}"),
             Self::CreatePool | Self::DestroyPool | Self::Create => {}
         }
+    }
+}
+
+fn elsewhere() -> Republish {
+    Republish { host: host("host"), ..Republish::default() }
+}
+
+/// The whole move: the hosts come as soon as the new target stands by.
+async fn move_to_b(core: &Arc<Core>) {
+    let moving = core.volumes().move_target(V, "b").await.unwrap().moving;
+    if let Some(standby) = moving {
+        core.volumes().report_path(V, standby.nexus, &host("host")).unwrap();
+    }
+    while core.volumes().get(V).unwrap().operation.is_some() {
+        core.volumes().reconcile(V).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -225,6 +282,7 @@ async fn dies_once_and_twice(verb: Verb) {
     let lab = Lab::new(&["a", "b"]);
     verb.prepare(&lab).await;
     let (operator, wire) = wired(&lab, 0).await;
+    verb.set_answering(&lab, false);
     let core = operator.core.clone();
     assert!(until_death(&lab, &wire, async move { verb.act(core).await }).await);
     let effects = wire.effects.load(Ordering::SeqCst);
@@ -237,10 +295,14 @@ async fn dies_once_and_twice(verb: Verb) {
             let lab = Lab::new(&["a", "b"]);
             verb.prepare(&lab).await;
             let (operator, wire) = wired(&lab, first).await;
+            verb.set_answering(&lab, false);
             let core = operator.core.clone();
             let done = until_death(&lab, &wire, async move { verb.act(core).await }).await;
             assert!(!done, "{story}: it should have died");
             drop(operator);
+            verb.set_answering(&lab, true);
+            let serving = lab.serving().await;
+            assert!(serving.len() <= 1, "f1: {story}: {serving:?} serve at once");
             if second > 0 {
                 let (operator, wire) = wired(&lab, second).await;
                 let core = operator.core.clone();
@@ -255,6 +317,10 @@ async fn dies_once_and_twice(verb: Verb) {
             }
             let operator = lab.operator().await;
             operator.settle(&story).await;
+            if verb.replaces_target() || verb == Verb::DestroyShutdownTargets {
+                operator.core.volumes().destroy_shutdown_targets(V, &[]).await.unwrap();
+                operator.settle(&story).await;
+            }
             lab.ensure_nothing_leaked(&operator, &story).await;
             verb.check(&operator, &story);
         }
@@ -309,4 +375,8 @@ dies! {
     c5_an_operator_killed_while_it_unpublishes_leaves_nothing_half_made: Unpublish,
     c5_an_operator_killed_while_it_destroys_a_volume_leaves_nothing_half_made: Destroy,
     c5_an_operator_killed_while_it_destroys_a_published_volume_leaves_nothing_half_made: DestroyPublished,
+    c5_an_operator_killed_while_it_republishes_leaves_one_target: Republish,
+    c5_an_operator_killed_while_it_fences_an_unanswering_target_leaves_one_target: RepublishUnanswered,
+    c5_an_operator_killed_while_it_moves_a_target_leaves_one_target: Move,
+    c5_an_operator_killed_while_it_destroys_old_targets_leaves_one_target: DestroyShutdownTargets,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_api::sim::{DiskContent, Rebuilds, SimCluster, SimEngine};
-use engine_api::{Connect, Engine};
+use engine_api::{Connect, Engine, NexusState};
 use operator::core::{Core, CoreSettings};
 use operator::error::ErrorKind;
 use operator::pool::CreatePool;
@@ -109,6 +109,26 @@ impl Lab {
             nexuses.extend(engine.list_nexuses().await.unwrap().into_iter().map(|nexus| nexus.uuid));
         }
         (replicas, nexuses)
+    }
+
+    /// What the record of a nexus says, as an engine would read it.
+    pub(crate) fn record(&self, volume: Uuid, nexus: Uuid) -> Option<serde_json::Value> {
+        let key = keys().nexus_info(&volume.to_string(), &nexus.to_string());
+        let found = self.store.dump().into_iter().find(|record| record.key == key);
+        found.map(|record| serde_json::from_slice(&record.value).unwrap())
+    }
+
+    /// Nexuses of running engines that serve, with their nodes. Engines in memory notice at once that another took their
+    /// reservation: such a nexus is shut down.
+    pub(crate) async fn serving(&self) -> Vec<(&'static str, Uuid)> {
+        let mut serving = Vec::new();
+        for node in self.nodes.iter().filter(|node| self.engine(node).is_running()) {
+            let nexuses = self.engine(node).list_nexuses().await.unwrap();
+            let open =
+                nexuses.iter().filter(|n| matches!(n.state, NexusState::Online | NexusState::Degraded));
+            serving.extend(open.map(|nexus| (*node, nexus.uuid)));
+        }
+        serving
     }
 
     /// Nothing is leaked and nothing is half-made: engines and registry have the same things, all of them made.
@@ -238,6 +258,10 @@ impl Operator {
             .filter(|replica| replica.volume == volume)
             .collect()
     }
+}
+
+pub(crate) fn host(name: &str) -> String {
+    engine_api::node_host_nqn(name)
 }
 
 fn is_settled(outcome: operator::error::Result<bool>) -> bool {

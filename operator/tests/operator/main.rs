@@ -11,4 +11,5 @@ mod plan;
 mod plane;
 mod rest;
 mod scripts;
+mod switch;
 mod volumes;

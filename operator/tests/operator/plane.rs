@@ -142,24 +142,41 @@ async fn a_volume_that_was_given_free_finds_a_new_resource_by_its_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn f1_moving_a_target_is_refused_with_the_way_out() {
+async fn a_target_moves_when_the_node_of_its_resource_is_changed_and_says_how_far_it_is() {
     let lab = Lab::new(&["a", "b"]);
-    let (_operator, plane) = plane(&lab).await;
+    let (operator, plane) = plane(&lab).await;
     let publish = |node: &str| Publish { node: Some(node.into()), allowed_hosts: vec!["*".into()] };
     let spec = VolumeCrSpec { publish: Some(publish("a")), ..volume_spec(2) };
     plane.create_volume("data", &spec, mirror_of(&spec)).await.unwrap();
-    for refused in [
-        plane.move_target("data", "b", json!({})).await.unwrap_err(),
-        plane.change_volume("data", &Change::Publish(Some(publish("b"))), json!({})).await.unwrap_err(),
-    ] {
-        assert_eq!(refused.kind, RefusalKind::Precondition);
-        assert!(refused.message.contains("unpublish the volume"), "{refused}");
-    }
+    let nexus = || match plane.nexus("data") {
+        Standing::Exists(found) => *found,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((nexus().moving, nexus().serving_node.as_str()), (None, "a"));
+
+    plane.move_target("data", "b", json!({"node": "b"})).await.unwrap();
+    let moving = nexus().moving.unwrap();
+    assert_eq!((moving.is_planned, moving.stage.as_str(), moving.is_over), (true, "ConnectingHosts", false));
+    assert!(moving.message.contains("from node a to node b"), "{}", moving.message);
+    assert_eq!((nexus().spec.node.as_str(), nexus().serving_node.as_str()), ("b", "a"), "wish and state");
+    let settled = plane.mirror(&key(Kind::Nexus, "data")).unwrap().settled;
+    assert_eq!(settled, Some(json!({"node": "b"})));
+
+    // Nobody comes: it goes on as a switchover and says so.
+    operator.settle("moved").await;
+    assert_eq!(nexus().serving_node, "b");
+    let moved = nexus().moving.unwrap();
+    assert_eq!((moved.stage.as_str(), moved.is_over), ("NotAsPlanned", true));
+
+    plane.change_volume("data", &Change::Publish(Some(publish("a"))), json!({})).await.unwrap();
+    let standby = operator.volume(Uuid::from_u128(7)).unwrap().moving.unwrap();
+    operator.core.volumes().report_path(Uuid::from_u128(7), standby.nexus, "host").unwrap();
+    operator.settle("moved back").await;
+    assert_eq!((nexus().serving_node.as_str(), nexus().moving), ("a", None));
+    let unknown = plane.move_target("data", "x", json!({})).await.unwrap_err();
+    assert!(unknown.message.contains("node x does not exist"), "{unknown}");
     assert_eq!(plane.destroy_volume("data").await.unwrap_err().reason, "Published");
-    plane.change_volume("data", &Change::Publish(None), json!({})).await.unwrap();
-    plane.change_volume("data", &Change::Publish(Some(publish("b"))), json!({})).await.unwrap();
-    let Standing::Exists(found) = plane.volume("data") else { panic!("there") };
-    assert_eq!(found.target.unwrap().node, "b");
+    lab.ensure_nothing_leaked(&operator, "moved twice").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control_api::{
     Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology, NodeStatus, NodeTopology,
-    PublishVolumeBody, SpecStatus, Topology, VolumePolicy, VolumeStatus,
+    PublishVolumeBody, Republish, SpecStatus, Topology, VolumePolicy, VolumeStatus,
 };
 use operator::grpc::registration::Front;
 use operator::leader::{TermParts, lead};
@@ -132,7 +132,7 @@ async fn a_volume_lives_its_whole_life_over_rest() {
     let publish = PublishVolumeBody { frontend_node: Some("host".into()), ..PublishVolumeBody::default() };
     let published = client.publish_volume(V, &publish).await.unwrap();
     let target = published.spec.target.unwrap();
-    assert_eq!(target.allowed_hosts.unwrap(), ["nqn.2019-05.io.openebs:node-name:host"]);
+    assert_eq!(target.allowed_hosts.clone().unwrap(), ["nqn.2019-05.io.openebs:node-name:host"]);
     let served = published.state.target.unwrap();
     assert!(served.device_uri.contains(&V.to_string()), "{}", served.device_uri);
     assert_eq!(client.nexuses().await.unwrap().len(), 1);
@@ -154,6 +154,38 @@ async fn a_volume_lives_its_whole_life_over_rest() {
     running.lab.engine("b").start();
     running
         .until("healed", async |client| client.volume(V).await.unwrap().state.status == VolumeStatus::Online)
+        .await;
+
+    let asked = |host: &str| Republish {
+        frontend_host: host.into(),
+        target_node: None,
+        replaces: target.uuid,
+        reuse_existing: false,
+        reuse_existing_fallback: false,
+    };
+    let stranger = client.republish_volume(V, &asked("stranger")).await.unwrap_err();
+    assert_eq!(stranger.kind(), Some(ErrorKind::PermissionDenied), "{stranger}");
+    let first = client.republish_volume(V, &asked("host")).await.unwrap();
+    let moved = first.spec.target.clone().unwrap();
+    assert!(moved.node != target.node && moved.uuid != target.uuid);
+    assert_eq!(first.state.target.as_ref().map(|nexus| nexus.uuid), moved.uuid, "it serves");
+    let again = client.republish_volume(V, &asked("host")).await.unwrap();
+    assert_eq!(again.spec.target, Some(moved.clone()), "already replaced");
+    client.destroy_shutdown_targets(V, &[]).await.unwrap();
+    client.destroy_shutdown_targets(V, &["[::1]:8420".into(), "10.0.0.9:8420".into()]).await.unwrap();
+    running.until("one target", async |client| client.nexuses().await.unwrap().len() == 1).await;
+    let back = PublishVolumeBody { node: Some(target.node.clone()), ..publish.clone() };
+    let moving = client.publish_volume(V, &back).await.unwrap().spec;
+    assert_eq!(moving.operation.as_deref(), Some("Move"));
+    let standby = moving.moving.unwrap();
+    assert!(standby.node == target.node && standby.device_uri.is_some(), "{standby:?}");
+    client.report_path(V, standby.uuid, "host").await.unwrap();
+    let here = Some(standby.uuid);
+    running
+        .until("moved", async |client| {
+            let spec = client.volume(V).await.unwrap().spec;
+            spec.operation.is_none() && spec.target.is_some_and(|target| target.uuid == here)
+        })
         .await;
 
     client.unpublish_volume(V, false).await.unwrap();
@@ -246,7 +278,14 @@ async fn the_openapi_document_is_made_from_the_handlers_and_served() {
     let document: serde_json::Value = serde_json::from_str(&served).unwrap();
     assert_eq!(document, rest::document());
     assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));
-    for path in ["/v0/nodes/{id}/block_devices", "/v0/volumes/{id}/target", "/v0/pools/{id}", "/v0/specs"] {
+    for path in [
+        "/v0/nodes/{id}/block_devices",
+        "/v0/volumes/{id}/target",
+        "/v0/volumes/{id}/shutdown_targets",
+        "/v0/volumes/{id}/paths/{nexus}",
+        "/v0/pools/{id}",
+        "/v0/specs",
+    ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
     assert!(document["components"]["schemas"]["Volume"].is_object());

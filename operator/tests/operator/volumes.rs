@@ -168,27 +168,27 @@ async fn a_replica_that_stays_away_is_replaced_and_its_remains_go_when_its_node_
 }
 
 #[tokio::test(start_paused = true)]
-async fn f1_a_target_on_a_dead_node_keeps_others_from_being_made_until_it_is_confirmed_gone() {
+async fn f1_a_target_that_was_given_up_by_force_is_fenced_before_another_serves() {
     let lab = Lab::new(&["a", "b"]);
     let operator = lab.with_pools().await;
     operator.core.volumes().create(volume(7, 2)).await.unwrap();
-    operator.core.volumes().publish(V, on("a")).await.unwrap();
+    let old = operator.core.volumes().publish(V, on("a")).await.unwrap().target.unwrap();
     // Cut off from the operator, still serving hosts.
     lab.engine("a").set_reachable(false);
     operator.pass_for(Duration::from_secs(15)).await;
     let error = operator.core.volumes().unpublish(V, false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
     operator.core.volumes().unpublish(V, true).await.unwrap();
-    let error = operator.core.volumes().publish(V, on("b")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-    assert!(error.context().contains("on node a is not confirmed gone"), "{error}");
-    assert!(lab.engine("b").list_nexuses().await.unwrap().is_empty());
+    assert_eq!(lab.record(V, old.nexus).unwrap()["do_self_shutdown"], true, "its next change of it fails");
+    let new = operator.core.volumes().publish(V, on("b")).await.unwrap().target.unwrap();
+    assert_ne!((new.cntlids, new.reservation_key), (old.cntlids, old.reservation_key));
 
     lab.engine("a").set_reachable(true);
+    assert_eq!(lab.serving().await, [("b", new.nexus)], "the old one has lost its replicas");
     lab.register_all(&operator).await;
     operator.settle("back").await;
     assert!(lab.engine("a").list_nexuses().await.unwrap().is_empty(), "the old target is gone");
-    operator.core.volumes().publish(V, on("b")).await.unwrap();
+    assert_eq!(lab.record(V, old.nexus), None, "and its record");
     lab.ensure_nothing_leaked(&operator, "published elsewhere").await;
 }
 

@@ -1,0 +1,64 @@
+//! The part of a volume's plan that prepares a planned move: the new target stands by, the hosts come to it, and only
+//! then the old one stops. Until then the old one is the target, whatever happens to the new one.
+
+use engine_api::NexusState;
+
+use super::plan::{child_uris, wait_for_members};
+use crate::registry::{SpecStatus, TargetSpec, VolumeSpec};
+use crate::volume::plan::{Notes, ReasonCode, Step};
+use crate::volume::view::{Arrival, Presence, VolumeView};
+
+/// The new target: reserved, made without touching a replica, exported inaccessible, met by the hosts.
+pub(crate) fn prepare(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_>) -> Option<Step> {
+    let moving = volume.moving.as_ref()?;
+    let id = moving.nexus;
+    let Some(nexus) = view.nexuses.iter().find(|n| n.spec.uuid == id) else {
+        return Some(Step::ReserveNexus { nexus: id });
+    };
+    match &nexus.presence {
+        Presence::Unknown => {
+            Some(Step::CancelMove { why: format!("node {} does not answer any more", moving.node) })
+        }
+        Presence::Missing => create(view, moving, notes),
+        Presence::Here(shown) if matches!(shown.state, NexusState::ShuttingDown | NexusState::Shutdown) => {
+            Some(Step::CancelMove { why: format!("the new target on node {} stopped", moving.node) })
+        }
+        Presence::Here(shown) => {
+            let hosts = volume.target.as_ref()?.hosts.to_engine();
+            if shown.device_uri.is_none() || shown.allowed_hosts != hosts {
+                return Some(or_cancel(view, Step::PublishNexus { nexus: id, hosts }));
+            }
+            if nexus.spec.status == SpecStatus::Creating {
+                return Some(Step::ConfirmNexus { nexus: id });
+            }
+            let old_serves = view.target_nexus().is_some_and(|nexus| nexus.presence.here().is_some());
+            if view.arrival == Arrival::Awaited && old_serves {
+                let text = format!("the hosts are waited for at the new target {id} on node {}", moving.node);
+                notes.wait(ReasonCode::WaitingForHosts, text);
+                return None;
+            }
+            Some(Step::SwitchTarget)
+        }
+    }
+}
+
+fn create(view: &VolumeView, moving: &TargetSpec, notes: &mut Notes<'_>) -> Option<Step> {
+    let (reachable, away) = view.members();
+    if reachable.is_empty() {
+        wait_for_members(&away, notes);
+        return None;
+    }
+    let step = match child_uris(view, moving, &reachable) {
+        Ok(children) => Step::CreateStandby { nexus: moving.nexus, children },
+        Err(step) => step,
+    };
+    Some(or_cancel(view, step))
+}
+
+/// A step that failed ends the move: the old target serves, and nobody is in a hurry.
+fn or_cancel(view: &VolumeView, step: Step) -> Step {
+    match view.barred.get(&step) {
+        None => step,
+        Some(why) => Step::CancelMove { why: why.clone() },
+    }
+}
