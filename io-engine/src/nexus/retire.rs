@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_healthy_child_is_never_recorded_unhealthy() {
+    fn d13_the_last_healthy_child_is_never_recorded_unhealthy() {
         let (next, answers) = plan(&value(&[(1, true), (2, true)]), &[unhealthy(1), unhealthy(2)], true);
         assert_eq!(answers, [Ok(()), Err(ChangeRefused::LastHealthy)]);
         assert_eq!(next.healthy().collect::<Vec<_>>(), [id(2)]);

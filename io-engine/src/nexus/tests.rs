@@ -7,6 +7,7 @@ mod outage;
 mod rebuild;
 mod reconcile;
 mod reserve;
+mod rules;
 mod storm;
 mod world;
 mod write;

@@ -97,6 +97,14 @@ fn d3_after_a_crash_all_members_stay_and_only_open_regions_are_copied() {
 }
 
 #[test]
+fn d3_the_source_is_rather_one_that_did_not_lose_power() {
+    let record = record(&[(1, true), (2, true)], false, 3, 3);
+    let local = Candidate { is_local: true, ..reached(lost(report(1, 3, &[]))) };
+    let plan = plan(Some(&record), &[local, reached(report(2, 3, &[4]))]);
+    assert_eq!((plan.members, plan.source), (vec![id(1), id(2)], id(2)));
+}
+
+#[test]
 fn d3_the_source_is_one_whose_engine_ran_without_a_break() {
     let record = record(&[(1, true), (2, true)], false, 4, 4);
     let unbroken = MemberReport { ran_without_break: true, ..report(2, 4, &[7]) };

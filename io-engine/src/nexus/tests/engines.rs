@@ -1,8 +1,8 @@
 //! Three engines with real pools, replicas, targets and initiators, in a simulated world of disks and network.
 //!
-//! Fault model: engines are killed and started again, one machine per round loses power, links between machines are cut
-//! and healed, connections are reset, the store goes away, loses replies or requests. Never: loss of a disk, and loss of
-//! power of all members. After each round there is calm: the volume has to be whole again within minutes of its time,
+//! Fault model: engines are killed and started again, machines lose power (one after the other, never the last member
+//! that has it, or all at once), links between machines are cut and healed, connections are reset, disks stand still for
+//! seconds, the store goes away, loses replies or requests. Never: loss of a disk. After each round there is calm: the volume has to be whole again within minutes of its time,
 //! every place must show what the oracle allows, and all replicas must hold the same bytes.
 
 use std::cell::{Cell, RefCell};
@@ -13,12 +13,13 @@ use std::time::Duration;
 use nvme::Nqn;
 use nvme::ana::AnaState;
 use runtime::IoBuf;
-use runtime::sim::{NodeId, Sim};
+use runtime::sim::{NodeId, Sim, SimDisk};
 use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, Lba};
 use crate::device::FileDevice;
 use crate::initiator::InitiatorOptions;
+use crate::member::Member;
 use crate::nexus::child_state::ChildState;
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::tests::oracle::{CLIENTS, Oracle, client, seeds};
@@ -161,6 +162,8 @@ struct World {
     sim: Sim,
     nodes: Vec<NodeId>,
     is_alive: [bool; ENGINES],
+    /// Lost power, and is not known to have caught up.
+    has_lost_power: [bool; ENGINES],
     shared: Rc<Shared>,
 }
 
@@ -180,7 +183,7 @@ impl World {
             nexus: RefCell::default(),
             replicas: RefCell::default(),
         });
-        Self { sim, nodes, is_alive: [false; ENGINES], shared }
+        Self { sim, nodes, is_alive: [false; ENGINES], has_lost_power: [false; ENGINES], shared }
     }
 
     fn random(&self, below: u64) -> usize {
@@ -196,7 +199,9 @@ impl World {
 
     /// The engine ends, with or without its machine.
     fn end(&mut self, index: usize, loses_power: bool) {
-        if !self.is_alive[index] {
+        if loses_power {
+            self.has_lost_power[index] = true;
+        } else if !self.is_alive[index] {
             return;
         }
         self.is_alive[index] = false;
@@ -212,19 +217,34 @@ impl World {
         }
     }
 
-    fn strike(&mut self, power_losses: &mut u32) {
-        let index = self.random(ENGINES as u64);
-        match self.random(12) {
-            0 | 1 => self.end(index, false),
-            2 if *power_losses == 0 => {
-                let others = self.shared.store.peek(KEY).is_some_and(|record| {
-                    (0..ENGINES).any(|other| other != index && record.is_healthy(replica_id(other)))
-                });
-                if others {
-                    *power_losses += 1;
-                    self.end(index, true);
-                }
+    /// Not the last member that has what was acknowledged and not flushed.
+    fn lose_power(&mut self, index: usize) {
+        for other in 0..ENGINES {
+            let replica = self.shared.replicas.borrow()[other].clone();
+            if let Some(replica) = replica.filter(|_| self.has_lost_power[other]) {
+                let report = self.sim.block_on(self.nodes[other], async move { replica.report().await });
+                self.has_lost_power[other] = report.is_ok_and(|report| report.lost_power);
             }
+        }
+        let others = self.shared.store.peek(KEY).is_some_and(|record| {
+            (0..ENGINES).any(|other| {
+                other != index && !self.has_lost_power[other] && record.is_healthy(replica_id(other))
+            })
+        });
+        if others {
+            self.end(index, true);
+        }
+    }
+
+    fn disk(&self, index: usize) -> SimDisk {
+        self.sim.handle().disk(self.nodes[index], "/disk0")
+    }
+
+    fn strike(&mut self) {
+        let index = self.random(ENGINES as u64);
+        match self.random(16) {
+            0 | 1 => self.end(index, false),
+            2 => self.lose_power(index),
             3..=6 => (0..ENGINES).for_each(|index| self.start(index)),
             7 => self.sim.partition(self.nodes[index], self.nodes[(index + 1) % ENGINES]),
             8 => self.sim.heal(self.nodes[index], self.nodes[(index + 1) % ENGINES]),
@@ -234,6 +254,12 @@ impl World {
                 self.shared.store.set_fault(faults[self.random(5)]);
             }
             10 => self.online(),
+            11 | 12 => self.disk(index).stall(),
+            13 => (0..ENGINES).for_each(|index| self.disk(index).heal()),
+            14 if self.random(3) == 0 => {
+                (0..ENGINES).for_each(|index| self.end(index, true));
+                self.shared.oracle.all_power_was_lost();
+            }
             _ => self.sim.handle().reset_connections(self.nodes[0], self.nodes[index.max(1)]),
         }
     }
@@ -252,8 +278,14 @@ impl World {
     }
 
     fn calm(&mut self) {
+        if self.random(3) == 0 {
+            // Nobody may have noticed it when the last command is answered.
+            let index = self.random(ENGINES as u64);
+            self.lose_power(index);
+        }
         self.shared.store.set_fault(Fault::None);
         for a in 0..ENGINES {
+            self.disk(a).heal();
             self.start(a);
             for b in 0..a {
                 self.sim.heal(self.nodes[a], self.nodes[b]);
@@ -274,7 +306,7 @@ impl World {
         // this flush: it is retired, and no member until it has caught up.
         for turn in 0.. {
             assert!(turn < 10, "seed {}: a member is lost again and again", self.sim.seed());
-            self.sim.block_on(self.nodes[0], nexus.flush()).expect("no flush fails");
+            self.sim.block_on(self.nodes[0], self.shared.oracle.flush(&nexus));
             if self.is_whole() {
                 break;
             }
@@ -339,9 +371,8 @@ fn run(seed: u64) -> u64 {
     (0..ENGINES).for_each(|index| world.start(index));
     world.sim.run_for(Duration::from_secs(5));
     for _ in 0..2 {
-        let mut power_losses = 0;
         for _ in 0..15 {
-            world.strike(&mut power_losses);
+            world.strike();
             let pause = Duration::from_millis(world.random(3000) as u64);
             world.sim.run_for(pause);
         }

@@ -1,16 +1,17 @@
 //! A storm of random faults, then calm: whatever happened, what was acknowledged is there, and all comes back.
 //!
-//! A host writes and reads blocks; meanwhile connections break, engines restart, machines lose power (never all of
-//! them in this storm), the store goes away, media fail, and the nexus itself dies and is created again. The replicas
+//! A host writes and reads blocks; meanwhile connections break, engines restart, machines lose power (one after the
+//! other, never the last member that has it, or all at once), the store goes away, media fail, disks stand still, and
+//! the nexus itself dies and is created again. The replicas
 //! are those of [`super::world`], which fail in more ways than real ones; `engines` has the real ones.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::block::ErrorKind;
 use crate::block::fault::{Effect, Fault, FaultOp};
 use crate::block::memory::Survival;
-use crate::block::{BlockDevice, ErrorKind};
 use crate::nexus::child_state::{ChildState, FaultReason};
 use crate::nexus::tests::oracle::{Oracle, client, seeds};
 use crate::nexus::tests::world::*;
@@ -80,22 +81,11 @@ impl Storm {
             let index = usize::try_from(runtime::random_u64() % 3).unwrap();
             Rc::clone(&self.world.replicas[index])
         };
-        match runtime::random_u64() % 12 {
+        match runtime::random_u64() % 13 {
             0..=3 => self.change_weather(false),
             4 | 5 => replica.restart_engine(),
             6 => replica.break_connections(),
-            7 => {
-                // Never all at once: what was acknowledged and not flushed survives on another.
-                let others_have_power = self
-                    .world
-                    .replicas
-                    .iter()
-                    .filter(|other| !Rc::ptr_eq(other, &replica))
-                    .any(|other| self.world.record().is_healthy(other.id) && !other.has_lost_power());
-                if others_have_power {
-                    replica.lose_power(Survival::Random(runtime::random_u64()));
-                }
-            }
+            7 => self.lose_power(&replica),
             8 => {
                 let op = if chance(2) { FaultOp::Write } else { FaultOp::Read };
                 let kind = ErrorKind::Media;
@@ -103,11 +93,21 @@ impl Storm {
                 replica.faults().add(Fault::new(op, effect).times(1));
             }
             9 => {
-                let hold = replica.faults().add(Fault::new(FaultOp::Any, Effect::Hold));
-                runtime::sleep(Duration::from_millis(runtime::random_u64() % 6000)).await;
-                replica.faults().remove(hold);
+                // The disk stands still, at times for longer than its engine is waited for; the storm goes on.
+                let faults = replica.faults();
+                let hold = faults.add(Fault::new(FaultOp::Any, Effect::Hold));
+                runtime::spawn(async move {
+                    runtime::sleep(Duration::from_millis(runtime::random_u64() % 12_000)).await;
+                    faults.remove(hold);
+                });
             }
             10 => self.restart_nexus().await,
+            11 if chance(2) => {
+                for replica in &self.world.replicas {
+                    replica.lose_power(Survival::Random(runtime::random_u64()));
+                }
+                self.oracle.all_power_was_lost();
+            }
             _ => {
                 let view = self.nexus.view();
                 for child in view.children {
@@ -120,8 +120,25 @@ impl Storm {
         }
     }
 
+    /// Never all one after the other: what was acknowledged and not flushed survives on another member.
+    fn lose_power(&self, replica: &Rc<Replica>) {
+        let others_have_power = self
+            .world
+            .replicas
+            .iter()
+            .filter(|other| !Rc::ptr_eq(other, replica))
+            .any(|other| self.world.record().is_healthy(other.id) && !other.has_lost_power());
+        if others_have_power {
+            replica.lose_power(Survival::Random(runtime::random_u64()));
+        }
+    }
+
     /// Everything works again; within a bounded time the volume is whole, and all replicas are equal.
     async fn calm(&mut self) {
+        if chance(3) {
+            // Nobody may have noticed it when the last command is answered.
+            self.lose_power(&self.world.replicas[usize::try_from(runtime::random_u64() % 3).unwrap()]);
+        }
         self.world.store.set_fault(StoreFault::None);
         for replica in &self.world.replicas {
             replica.set_reach(Reach::Up);
@@ -139,7 +156,7 @@ impl Storm {
         // flush: it is retired, and no member until it has caught up.
         for turn in 0.. {
             assert!(turn < 10, "a member is lost again and again: {}", inside(&self.nexus));
-            self.nexus.flush().await.expect("no flush fails");
+            self.oracle.flush(&self.nexus).await;
             if self.is_whole() {
                 break;
             }

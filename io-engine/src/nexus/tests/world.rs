@@ -271,7 +271,8 @@ impl Replica {
         }
     }
 
-    fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
+    /// What a nexus tells it; without one in tests of what another nexus did.
+    pub(super) fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
         let mut durable = self.durable.borrow_mut();
         let is_older = epoch.counter < durable.epoch.counter
             || epoch.counter == durable.epoch.counter && epoch.raised_by != durable.epoch.raised_by;
