@@ -25,6 +25,7 @@ mod connect;
 mod keep_alive;
 pub(crate) mod queue;
 mod reconnect;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod uri;
@@ -50,6 +51,7 @@ use crate::block::{
     BlockDevice, BlockError, Blocks, ErrorKind, Geometry, Lba, LbaRange, WriteOptions, to_usize,
 };
 use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
+use crate::reservation::fence::calls;
 use crate::target::status;
 use connect::{Association, ConnectError, establish};
 use queue::{Data, Finished};
@@ -122,6 +124,8 @@ struct Remote {
     geometry: Cell<Geometry>,
     link: RefCell<Link>,
     changed: Notify,
+    /// Under which this device has registered.
+    key: Cell<Option<u64>>,
     supervisor: RefCell<Option<JoinHandle<()>>>,
 }
 
@@ -146,7 +150,11 @@ impl Remote {
     }
 
     fn lost(&self, reason: LostReason) -> BlockError {
-        BlockError::new(ErrorKind::PathLost, format!("{} is lost: {reason:?}", self.uri))
+        let kind = match reason {
+            LostReason::Fenced => ErrorKind::ReservationConflict,
+            _ => ErrorKind::PathLost,
+        };
+        BlockError::new(kind, format!("{} is lost: {reason:?}", self.uri))
     }
 
     /// The association, when there is one.
@@ -182,6 +190,7 @@ impl RemoteDevice {
             geometry: Cell::new(association.geometry),
             link: RefCell::new(Link::Live(Rc::clone(&association))),
             changed: Notify::new(),
+            key: Cell::new(None),
             supervisor: RefCell::default(),
         });
         let supervisor = runtime::spawn(supervise(Rc::downgrade(&remote), association));
@@ -486,7 +495,8 @@ async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
                     Event::Timer
                 }
                 Action::Connect => {
-                    let (attempt, association) = attempt(&uri, &options, geometry, identity).await;
+                    let key = remote.upgrade().and_then(|remote| remote.key.get());
+                    let (attempt, association) = attempt(&uri, &options, geometry, identity, key).await;
                     made = association;
                     Event::Attempted(attempt)
                 }
@@ -532,6 +542,7 @@ async fn attempt(
     options: &InitiatorOptions,
     geometry: Geometry,
     known: Option<connect::Identity>,
+    key: Option<u64>,
 ) -> (Attempt, Option<Association>) {
     let association = match establish(uri, options).await {
         Ok(association) => association,
@@ -550,6 +561,21 @@ async fn attempt(
             Some(LostReason::EngineRestarted)
         }
         (Some(_), Some(_)) => None,
+    };
+    // Hosts are told apart by their identifier only: without this question a replaced nexus would go on under the
+    // registration of a newer one on the same engine (SAFETY F1).
+    let verdict = match (verdict, key) {
+        (None, Some(_)) => match reserve::report(&association, options).await {
+            Ok(report) => {
+                let confirmed = calls::confirmed(&report, uri.host_id.0, key);
+                confirmed.is_err().then_some(LostReason::Fenced)
+            }
+            Err(_) => {
+                association.close();
+                return (Attempt::Failed, None);
+            }
+        },
+        (verdict, _) => verdict,
     };
     match verdict {
         None => (Attempt::Same, Some(association)),

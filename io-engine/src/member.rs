@@ -176,7 +176,8 @@ pub trait Reserve {
     fn unregister(&self) -> impl Future<Output = Result<(), BlockError>>;
 
     /// Takes the reservation with the key registered before; conflicts where another identity holds it. Holding it
-    /// already, with the same type, is success.
+    /// already, with the same type, is success: so a device that was opened again goes on under its registration, and
+    /// a preempt whose outcome is unknown is made certain. Returns when nothing executes any more that it excludes.
     fn acquire(&self, kind: ReservationType, key: u64) -> impl Future<Output = Result<(), BlockError>>;
 
     /// Removes the registrants that have the key `preempted`, takes the reservation if one of them held it, and aborts

@@ -16,6 +16,7 @@ mod io;
 mod layers;
 mod membership;
 mod regions;
+mod reserved;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -29,6 +30,7 @@ use crate::block::{BlockDevice, Blocks, Geometry, RangeLock};
 use crate::pool::core::{Core, detached_call};
 use crate::pool::record::{AttributeKey, Change, LayerId, ReplicaRow};
 use crate::pool::{Kind, PoolError};
+use crate::reservation::{Caller, Fence};
 
 /// Longest name, entity id or host NQN, in bytes.
 pub const TEXT_BYTES_MAX: usize = 255;
@@ -150,6 +152,7 @@ struct Shared {
     lock: RangeLock,
     regions: Regions,
     gate: Gate,
+    fence: Fence,
     /// One change of the row at a time.
     row_turn: Mutex<()>,
     ran_without_break: Cell<bool>,
@@ -159,6 +162,8 @@ struct Shared {
 #[derive(Clone)]
 pub struct Replica {
     shared: Rc<Shared>,
+    /// Whose requests come through this handle; the pool's own handles are nobody's.
+    caller: Rc<Caller>,
 }
 
 impl Replica {
@@ -176,10 +181,11 @@ impl Replica {
             lock: RangeLock::new(),
             regions: Regions::new(row.region_bytes, open),
             gate: Gate::default(),
+            fence: reserved::restored(core, row.uuid),
             row_turn: Mutex::new(()),
             ran_without_break,
         };
-        Self { shared: Rc::new(shared) }
+        Self { caller: shared.fence.nobody(), shared: Rc::new(shared) }
     }
 
     /// The replica's UUID.

@@ -21,5 +21,5 @@ pub mod state;
 pub mod stored;
 
 pub use access::{Access, Standing};
-pub use fence::{Admitted, Caller, Fence, Reservable, Reserving};
+pub use fence::{Admitted, Caller, Fence, Listener, Reservable, Reserving};
 pub use state::{Notice, Refusal, Reservations};

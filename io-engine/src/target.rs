@@ -17,7 +17,7 @@
 //! - C8: discovery shows a host only what it may use.
 //!
 //! Memory is bounded: connections, commands per queue, and the bytes of data in flight ([`TargetOptions`]).
-//! Deliberately absent: reservations (they come with fencing), authentication, more than one namespace.
+//! Deliberately absent: authentication, more than one namespace.
 
 mod admin;
 mod budget;
@@ -29,6 +29,7 @@ mod events;
 pub mod export;
 mod io;
 mod listener;
+mod notices;
 pub mod status;
 pub mod subsystem;
 #[cfg(test)]
@@ -234,7 +235,9 @@ impl<E: Export> Target<E> {
             return Err(TargetError::Exists { nqn });
         }
         info!(subsystem.nqn = %nqn, "subsystem added");
-        subsystems.insert(nqn, Rc::new(Served::new(subsystem)));
+        let served = Rc::new(Served::new(subsystem));
+        served.listen();
+        subsystems.insert(nqn, served);
         drop(subsystems);
         self.shared.discovery_changed();
         Ok(())

@@ -73,32 +73,39 @@ pub enum AsyncEvent {
     AnaChanged,
     /// The discovery log changed.
     DiscoveryChanged,
+    /// A reservation notification waits in its log.
+    ReservationLog,
 }
 
 impl AsyncEvent {
-    /// Type 2h "notice", information, log page.
+    /// Type 2h "notice", or 6h "I/O command set specific"; information, log page.
     pub fn encode(self) -> u32 {
         match self {
             Self::NamespaceChanged => 0x0004_0002,
             Self::AnaChanged => 0x000C_0302,
             Self::DiscoveryChanged => 0x0070_F002,
+            Self::ReservationLog => 0x0080_0006,
         }
     }
 
     /// From completion dword 0; `None` for events that we do not act on.
     pub fn decode(value: u32) -> Option<Self> {
-        [Self::NamespaceChanged, Self::AnaChanged, Self::DiscoveryChanged]
+        [Self::NamespaceChanged, Self::AnaChanged, Self::DiscoveryChanged, Self::ReservationLog]
             .into_iter()
             .find(|event| event.encode() == value & 0x00FF_FF07)
     }
 
-    /// The bit that enables it.
-    pub fn enable_bit(self) -> u32 {
-        match self {
-            Self::NamespaceChanged => EVENT_NAMESPACE_CHANGED,
-            Self::AnaChanged => EVENT_ANA_CHANGED,
-            Self::DiscoveryChanged => EVENT_DISCOVERY_CHANGED,
-        }
+    /// True where this Asynchronous Event Configuration lets it through. Reservation notifications have a mask of
+    /// their own instead.
+    pub fn is_enabled(self, configuration: u32) -> bool {
+        configuration
+            & match self {
+                Self::NamespaceChanged => EVENT_NAMESPACE_CHANGED,
+                Self::AnaChanged => EVENT_ANA_CHANGED,
+                Self::DiscoveryChanged => EVENT_DISCOVERY_CHANGED,
+                Self::ReservationLog => return true,
+            }
+            != 0
     }
 
     /// The log page whose reading allows the event to be sent again.
@@ -113,7 +120,12 @@ mod tests {
 
     #[test]
     fn events_are_read_as_they_were_written() {
-        for event in [AsyncEvent::NamespaceChanged, AsyncEvent::AnaChanged, AsyncEvent::DiscoveryChanged] {
+        for event in [
+            AsyncEvent::NamespaceChanged,
+            AsyncEvent::AnaChanged,
+            AsyncEvent::DiscoveryChanged,
+            AsyncEvent::ReservationLog,
+        ] {
             assert_eq!(AsyncEvent::decode(event.encode()), Some(event));
         }
         assert_eq!(AsyncEvent::decode(0x0002_0001), None);

@@ -28,6 +28,37 @@ pub const ENTRY_BYTES: usize = 64;
 /// Bytes of the discovery log's header and of each of its entries.
 pub const DISCOVERY_ENTRY_BYTES: usize = 1024;
 
+/// Reservation Notification Log Page Type: base 5.16.1, "Reservation Notification".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservationNotice {
+    /// The host's registration was preempted.
+    RegistrationPreempted = 1,
+    /// The reservation was released.
+    ReservationReleased = 2,
+    /// The reservation was preempted.
+    ReservationPreempted = 3,
+}
+
+impl ReservationNotice {
+    /// The bit of the Reservation Notification Mask that suppresses it.
+    pub fn mask_bit(self) -> u32 {
+        1 << (self as u32)
+    }
+}
+
+/// One entry of the Reservation Notification log: its number since the controller was made, what happened, how many
+/// more wait, and to which namespace. All zero, and of type 0, where nothing waits.
+pub fn encode_reservation_notice(entry: Option<(u64, ReservationNotice)>, waiting: u8, nsid: u32) -> Vec<u8> {
+    let mut log = vec![0; ENTRY_BYTES];
+    if let Some((count, notice)) = entry {
+        put_u64(&mut log, 0, count);
+        log[8] = notice as u8;
+        log[9] = waiting;
+        put_u32(&mut log, 12, nsid);
+    }
+    log
+}
+
 /// SMART: a device that is well, at room temperature, with its spare intact (base figure 208).
 pub fn encode_health() -> Vec<u8> {
     let mut log = vec![0; 512];
@@ -56,10 +87,16 @@ pub fn encode_changed_namespaces(changed: &[u32]) -> Vec<u8> {
 }
 
 /// Which commands are supported (CSUPP) and which change logical blocks (LBCC): base figure 211.
-pub fn encode_command_effects() -> Vec<u8> {
+pub fn encode_command_effects(has_reservations: bool) -> Vec<u8> {
     const SUPPORTED: u32 = 1;
     const CHANGES_BLOCKS: u32 = 1 << 1;
     let mut log = vec![0; 4096];
+    if has_reservations {
+        use crate::command::reservation::opcode;
+        for opcode in [opcode::REGISTER, opcode::REPORT, opcode::ACQUIRE, opcode::RELEASE] {
+            put_u32(&mut log, 1024 + 4 * usize::from(opcode), SUPPORTED);
+        }
+    }
     for opcode in [
         admin::opcode::GET_LOG_PAGE,
         admin::opcode::IDENTIFY,

@@ -1,7 +1,9 @@
 //! What the engine's target serves: replicas, with their membership calls, and nexuses.
 
 use std::ops::Range;
+use std::rc::Weak;
 
+use nvme::command::reservation::ReservationCommand;
 use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
@@ -9,6 +11,8 @@ use crate::block::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOption
 use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::nexus::EngineNexus;
 use crate::replica::Replica;
+use crate::reservation::state::Host;
+use crate::reservation::{Notice, Reservable, Reservations, Reserving};
 use crate::target::Plain;
 
 /// An export of this engine.
@@ -101,5 +105,26 @@ impl Member for EngineExport {
 
     async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
         on_export!(self, export => export.forget_absent(member).await)
+    }
+}
+
+impl Reservable for EngineExport {
+    fn of_host(&self, host: Host) -> Self {
+        match self {
+            Self::Nexus(export) => Self::Nexus(export.of_host(host)),
+            Self::Replica(export) => Self::Replica(export.of_host(host)),
+        }
+    }
+
+    fn reservations(&self) -> Option<Reservations> {
+        on_export!(self, export => export.reservations())
+    }
+
+    async fn reserve(&self, command: ReservationCommand) -> Result<(), Reserving> {
+        on_export!(self, export => export.reserve(command).await)
+    }
+
+    fn listen(&self, listener: Weak<dyn Fn(Host, Notice)>) {
+        on_export!(self, export => export.listen(listener));
     }
 }

@@ -50,6 +50,8 @@ pub enum LostReason {
     Different,
     /// It refused us for good.
     Refused,
+    /// Another nexus, also one of this engine, has taken our registration away.
+    Fenced,
     /// We closed it.
     Closed,
 }

@@ -13,7 +13,7 @@ use crate::block::fault::{Effect, Fault, FaultOp};
 use crate::block::{
     BaseDevice, BlockDevice, Blocks, ErrorKind, Lba, LbaRange, MemoryDevice, WriteOptions, suite,
 };
-use crate::member::{Absence, Epoch, Member, Missed};
+use crate::member::{Absence, Epoch, Member, Missed, Registrant, ReservationType, Reserve};
 use crate::target::testing::{
     FakeReplica, VOLUME, everywhere, nqn, only, simulated, subsystem, target, until,
 };
@@ -532,5 +532,98 @@ fn a_first_connect_that_fails_says_why() {
             panic!("nothing is served")
         };
         assert!(error.to_string().contains("connect invalid parameters"), "{error}");
+    });
+}
+
+fn reserving_host(address: SocketAddr, name: &str) -> NvmfUri {
+    let host = nqn(name);
+    NvmfUri { address, subsystem: nqn("r"), host_id: super::host_id(&host), host }
+}
+
+#[test]
+fn f1_a_remote_device_reserves_and_is_fenced() {
+    everywhere(async |address| {
+        let target = target(address).await;
+        target.add(subsystem("r", &FakeReplica::new())).expect("new");
+        let options = InitiatorOptions::default();
+        let open = async |name: &str| {
+            RemoteDevice::connect(reserving_host(target.address(), name), options).await.expect("served")
+        };
+        let (old, new) = (open("node-name:old").await, open("node-name:new").await);
+        let kind = ReservationType::ExclusiveAccess;
+        old.confirm().await.expect("nothing is reserved");
+        old.register(1).await.expect("room");
+        old.acquire(kind, 1).await.expect("free");
+        old.confirm().await.expect("it holds it");
+        new.register(2).await.expect("room");
+        let refused = new.acquire(kind, 2).await.expect_err("another holds it");
+        assert_eq!(refused.kind(), ErrorKind::ReservationConflict);
+        assert_eq!(new.confirm().await.expect_err("another holds it").kind(), ErrorKind::ReservationConflict);
+        new.preempt(kind, 2, 1).await.expect("the holder's key");
+        assert_eq!(write(&old, 0, 1).await, Err(ErrorKind::ReservationConflict));
+        assert_eq!(old.confirm().await.expect_err("fenced").kind(), ErrorKind::ReservationConflict);
+        assert_eq!(write(&new, 0, 2).await, Ok(()));
+        let report = new.reservation().await.expect("a report");
+        let own = super::host_id(&nqn("node-name:new")).0;
+        assert_eq!(report.registrants, [Registrant { host: own, key: 2, is_holder: true }]);
+        assert_eq!((report.kind, report.is_persistent), (Some(kind), true));
+        // Giving up what is not its own is done already.
+        old.release(kind, 1).await.expect("nothing to do");
+        old.unregister().await.expect("nothing to do");
+        new.release(kind, 2).await.expect("the holder");
+        new.unregister().await.expect("registered");
+        assert_eq!(new.reservation().await.expect("a report").registrants, []);
+    });
+}
+
+#[test]
+fn a_target_without_reservations_says_so() {
+    everywhere(async |address| {
+        let target = Target::bind(address, TargetOptions::default()).await.expect("the port is free");
+        let export = Exported::Base(Plain(BaseDevice::Memory(MemoryDevice::of_len(1 << 20, 512))));
+        let fake = subsystem("r", &FakeReplica::new());
+        target
+            .add(Subsystem {
+                nqn: fake.nqn,
+                uuid: fake.uuid,
+                export,
+                allowed_hosts: fake.allowed_hosts,
+                cntlids: fake.cntlids,
+                ana_state: fake.ana_state,
+                is_thin: false,
+                older_commands: fake.older_commands,
+                retry_delays: fake.retry_delays,
+            })
+            .expect("new");
+        let device = connect(target.address()).await;
+        assert_eq!(device.register(1).await.expect_err("unknown").kind(), ErrorKind::Unsupported);
+        assert_eq!(device.confirm().await.expect_err("unknown").kind(), ErrorKind::Unsupported);
+    });
+}
+
+/// Two nexuses on one engine have one host identifier: the older one's connection comes back and must not go on under
+/// the newer one's registration.
+#[test]
+fn f1_a_device_whose_key_was_replaced_is_fenced_when_it_reconnects() {
+    simulated(async |address| {
+        let target = target(address).await;
+        target.add(subsystem("r", &FakeReplica::new())).expect("new");
+        let kind = ReservationType::ExclusiveAccess;
+        let old = connect(target.address()).await;
+        old.register(1).await.expect("room");
+        old.acquire(kind, 1).await.expect("free");
+        // Its association is closed by the newer one's Connect; both try to come back.
+        let new = loop {
+            let made = RemoteDevice::connect(uri(target.address()), InitiatorOptions::default()).await;
+            let Ok(device) = made else { continue };
+            if device.register(2).await.is_ok() && device.acquire(kind, 2).await.is_ok() {
+                break device;
+            }
+        };
+        until("the older is fenced", || old.state() == RemoteState::Lost(LostReason::Fenced)).await;
+        assert_eq!(write(&old, 0, 1).await, Err(ErrorKind::ReservationConflict));
+        until("the newer is back", || new.state() == RemoteState::Live).await;
+        assert_eq!(write(&new, 0, 2).await, Ok(()));
+        new.confirm().await.expect("it holds it");
     });
 }

@@ -8,7 +8,7 @@ use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
-use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice};
+use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice, host_id};
 use crate::member::{
     Absence, Epoch, Member, MemberReport, Missed, ReservationReport, ReservationType, Reserve,
 };
@@ -153,32 +153,60 @@ fn no_reservations() -> BlockError {
 }
 
 impl Reserve for ChildDevice {
-    async fn register(&self, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn register(&self, key: u64) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.register(key).await,
+            Self::Remote(remote) => remote.register(key).await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
     async fn unregister(&self) -> Result<(), BlockError> {
-        Err(no_reservations())
+        match self {
+            Self::Replica(replica) => replica.unregister().await,
+            Self::Remote(remote) => remote.unregister().await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
-    async fn acquire(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn acquire(&self, kind: ReservationType, key: u64) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.acquire(kind, key).await,
+            Self::Remote(remote) => remote.acquire(kind, key).await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
-    async fn preempt(&self, _: ReservationType, _: u64, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn preempt(&self, kind: ReservationType, key: u64, preempted: u64) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.preempt(kind, key, preempted).await,
+            Self::Remote(remote) => remote.preempt(kind, key, preempted).await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
-    async fn release(&self, _: ReservationType, _: u64) -> Result<(), BlockError> {
-        Err(no_reservations())
+    async fn release(&self, kind: ReservationType, key: u64) -> Result<(), BlockError> {
+        match self {
+            Self::Replica(replica) => replica.release(kind, key).await,
+            Self::Remote(remote) => remote.release(kind, key).await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
     async fn reservation(&self) -> Result<ReservationReport, BlockError> {
-        Err(no_reservations())
+        match self {
+            Self::Replica(replica) => replica.reservation().await,
+            Self::Remote(remote) => remote.reservation().await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 
     async fn confirm(&self) -> Result<(), BlockError> {
-        Err(no_reservations())
+        match self {
+            Self::Replica(replica) => replica.confirm().await,
+            Self::Remote(remote) => remote.confirm().await,
+            Self::Base(_) => Err(no_reservations()),
+        }
     }
 }
 
@@ -221,8 +249,13 @@ impl Parts for EngineParts {
             })?;
             return RemoteDevice::connect(parsed, self.initiator).await.map(ChildDevice::Remote);
         }
-        (self.find_local)(uri)
-            .ok_or_else(|| BlockError::new(ErrorKind::PathLost, format!("{uri} is not on this engine")))
+        let found = (self.find_local)(uri)
+            .ok_or_else(|| BlockError::new(ErrorKind::PathLost, format!("{uri} is not on this engine")))?;
+        Ok(match found {
+            // Each nexus has a registration of its own, also beside another on this engine (SAFETY F1).
+            ChildDevice::Replica(replica) => ChildDevice::Replica(replica.opened_by(host_id(&self.host).0)),
+            other => other,
+        })
     }
 
     fn store(&self) -> &Store {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::bitmap::Bitmap;
+use super::record::attribute;
 use super::state::State;
+use crate::reservation::stored;
 
 /// Everything that is wrong, in words; nothing for a sound pool.
 pub(super) fn violations(state: &State) -> Vec<String> {
@@ -40,6 +42,12 @@ pub(super) fn violations(state: &State) -> Vec<String> {
     }
     if state.owned != owned {
         found.push(format!("{} extents are owned and {} marked so", owned.count(), state.owned.count()));
+    }
+    for (key, value) in &state.attributes {
+        let is_reservation = key.purpose == attribute::RESERVATION && key.item.is_nil();
+        if is_reservation && stored::decode(value).is_none() {
+            found.push(format!("the reservations of replica {} cannot be read", key.owner));
+        }
     }
     let mut heads = BTreeMap::new();
     let mut names = BTreeMap::new();

@@ -14,6 +14,7 @@ use crate::member::{Absence, Epoch, Missed};
 use crate::pool::core::detached;
 use crate::pool::record::{Change, Run};
 use crate::pool::{Kind, PoolError};
+use crate::reservation::Access;
 
 /// Runs of regions in one change: small enough for every journal.
 const RUNS_PER_CHANGE: usize = 256;
@@ -104,7 +105,7 @@ impl Replica {
         more_follow: bool,
     ) -> Result<(), BlockError> {
         let (shared, regions) = (Rc::clone(&self.shared), regions.to_vec());
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         let noting = async move {
             let _inside = inside;
             Ok(shared.note_absent(member, left_at, &regions, more_follow).await?)
@@ -114,7 +115,7 @@ impl Replica {
 
     pub(super) async fn forget_absent_now(&self, member: Uuid) -> Result<(), BlockError> {
         let shared = Rc::clone(&self.shared);
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         let forgetting = async move {
             let _inside = inside;
             Ok(shared.forget_absent(member).await?)

@@ -14,6 +14,7 @@ use crate::pool::core::detached;
 use crate::pool::layout::PAGE_BYTES;
 use crate::pool::record::{Change, ExtentRun, Run};
 use crate::pool::space::Reservation;
+use crate::reservation::Access;
 
 /// Checksums in one change: small enough for every journal.
 const BLOCKS_PER_CHANGE: usize = 1024;
@@ -246,7 +247,7 @@ impl Replica {
         F: Future<Output = Result<(), BlockError>>,
     {
         let shared = Rc::clone(&self.shared);
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         // The place in the order is taken now, not when the task runs.
         let locking = shared.lock_extents(&bytes);
         let request = async move {
@@ -266,7 +267,7 @@ impl BlockDevice for Replica {
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
         let bytes = self.shared.geometry.check_bytes(lba, buf.len())?;
-        let _inside = self.shared.gate.enter()?;
+        let _inside = self.enter(Access::Read)?;
         self.shared.read_bytes(bytes.start, buf).await
     }
 
@@ -276,7 +277,7 @@ impl BlockDevice for Replica {
             return Ok(());
         }
         let shared = Rc::clone(&self.shared);
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         // The place in the order is taken now, not when the task runs (SAFETY D8).
         let locking = shared.lock.lock(lock_range(pages_of(&bytes)));
         let request = async move {
@@ -331,7 +332,7 @@ impl BlockDevice for Replica {
 
     async fn flush(&self) -> Result<(), BlockError> {
         let shared = Rc::clone(&self.shared);
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         let request = async move {
             let _inside = inside;
             Ok(shared.core.sync().await?)

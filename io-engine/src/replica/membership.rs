@@ -10,6 +10,7 @@ use crate::block::{BlockError, ErrorKind};
 use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::pool::core::detached;
 use crate::pool::{Kind, PoolError};
+use crate::reservation::Access;
 
 /// Why a replica does not join; `None` where it may.
 fn refusal(volume: Uuid, epoch: Epoch, own_volume: Uuid, own: Epoch) -> Option<String> {
@@ -47,7 +48,7 @@ impl Member for Replica {
 
     /// Refused with [`ErrorKind::ReservationConflict`]: somebody else has the replica.
     async fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
-        let _inside = self.shared.gate.enter()?;
+        let _inside = self.enter(Access::Write)?;
         let changed = self.change_row(move |row| {
             if let Some(why) = refusal(volume, epoch, row.volume, row.epoch) {
                 return Err(PoolError::new(Kind::Refused, why));
@@ -62,7 +63,7 @@ impl Member for Replica {
 
     async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
         let shared = Rc::clone(&self.shared);
-        let inside = shared.gate.enter()?;
+        let inside = self.enter(Access::Write)?;
         let mut regions = regions.to_vec();
         regions.sort_unstable();
         regions.dedup();
@@ -83,7 +84,7 @@ impl Member for Replica {
         runs_max: usize,
     ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
         let shared = &self.shared;
-        let _inside = shared.gate.enter()?;
+        let _inside = self.enter(Access::Read)?;
         let len = shared.geometry.len_bytes();
         if within.start > within.end || within.end > len {
             return Err(BlockError::new(

@@ -96,7 +96,10 @@ impl Caller {
 
 impl fmt::Debug for Caller {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Caller").field("host", &self.host()).field("key", &self.key.get()).finish()
+        out.debug_struct("Caller")
+            .field("host", &self.host())
+            .field("key", &self.key.get())
+            .finish_non_exhaustive()
     }
 }
 
@@ -141,6 +144,9 @@ fn conflict() -> BlockError {
     BlockError::new(ErrorKind::ReservationConflict, "another host's reservation excludes this one")
 }
 
+/// Hears what hosts are to be notified of.
+pub type Listener = dyn Fn(Host, Notice);
+
 /// What an export's reservations are to the target.
 pub trait Reservable {
     /// A handle whose commands are those of `host`.
@@ -153,7 +159,7 @@ pub trait Reservable {
     fn reserve(&self, command: ReservationCommand) -> impl Future<Output = Result<(), Reserving>>;
 
     /// Has `listener` told of what hosts are to be notified of, while it lives.
-    fn listen(&self, listener: Weak<dyn Fn(Host, Notice)>);
+    fn listen(&self, listener: Weak<Listener>);
 }
 
 /// The reservations of one replica, in force.
@@ -164,7 +170,7 @@ pub struct Fence {
     nobody: Rc<Caller>,
     /// What was begun by those who may not go on.
     leaving: RefCell<Vec<Rc<Busy>>>,
-    listeners: RefCell<Vec<Weak<dyn Fn(Host, Notice)>>>,
+    listeners: RefCell<Vec<Weak<Listener>>>,
     /// One change at a time.
     turn: Mutex<()>,
 }
@@ -230,7 +236,7 @@ impl Fence {
     }
 
     /// Has `listener` told of notices, while it lives.
-    pub fn listen(&self, listener: Weak<dyn Fn(Host, Notice)>) {
+    pub fn listen(&self, listener: Weak<Listener>) {
         let mut listeners = self.listeners.borrow_mut();
         listeners.retain(|it| it.strong_count() > 0);
         listeners.push(listener);
@@ -280,8 +286,13 @@ impl Fence {
             .iter()
             .map(|caller| (could(caller, before), aborted.iter().any(|it| caller.is(it))))
             .collect();
-        if let ReservationCommand::Register { action, new, .. } = command {
-            sender.key.set((action != RegisterAction::Unregister).then_some(new));
+        match command {
+            ReservationCommand::Register { action, new, .. } => {
+                sender.key.set((action != RegisterAction::Unregister).then_some(new));
+            }
+            // Whoever opens the replica again goes on under the key that it names and that is registered still.
+            ReservationCommand::Acquire { current, .. } => sender.key.set(Some(current)),
+            ReservationCommand::Release { .. } => {}
         }
         for (caller, (could_before, is_aborted)) in callers.iter().zip(held) {
             let can = could(caller, &next);
@@ -306,7 +317,10 @@ impl Fence {
 
 /// The calls of [`Reserve`](crate::member::Reserve) as commands of the specification.
 pub mod calls {
-    use super::*;
+    use super::{
+        Access, AcquireAction, BlockError, ErrorKind, Host, Persistence, RegisterAction, ReleaseAction,
+        ReservationCommand, ReservationReport, ReservationType, Standing, conflict,
+    };
 
     /// Registers, whatever key was there, and has it persist.
     pub fn register(key: u64) -> ReservationCommand {

@@ -2,7 +2,7 @@
 
 use nvme::command::admin::{AdminCommand, GetLogPage, IdentifyTarget};
 use nvme::command::fabrics::FabricsCommand;
-use nvme::feature::{self, QueueCounts};
+use nvme::feature::{self, AsyncEvent, QueueCounts};
 use nvme::identify::{ControllerKind, IdentifyController, IdentifyNamespace, serial_number};
 use nvme::log_page;
 use nvme::nqn::DISCOVERY_NQN;
@@ -14,12 +14,13 @@ use super::controller::Controller;
 use super::discovery;
 use super::export::Export;
 use super::io::NSID;
+use crate::reservation::Reservable;
 
 /// FR: the engine's version, cut off to what fits.
 const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 /// CAP.TO: a controller is ready at once; this is what a host waits at most.
 const READY_TIMEOUT_HALF_SECONDS: u8 = 30;
-/// Reservation types and notifications come with reservations; until then the mask is kept and has no effect.
+/// Which of the three notifications a host does not want.
 const RESERVATION_MASK_BITS: u32 = 0b1110;
 
 /// How an admin command ends.
@@ -161,6 +162,7 @@ fn identify<E: Export>(
             let mut identity = controller_data(shared, controller, nqn, ControllerKind::Io);
             identity.serial = serial_number(subsystem.uuid.as_bytes());
             identity.retry_delays = subsystem.retry_delays;
+            identity.has_reservations = namespace.has_reservations;
             Reply::Data(identity.encode().to_vec())
         }
         IdentifyTarget::Namespace => of_namespace(&|| namespace.encode()),
@@ -199,6 +201,7 @@ fn controller_data<E: Export>(
         in_capsule_bytes: shared.options.in_capsule_bytes,
         commands_max: shared.options.queue_entries_max,
         retry_delays: [0; 3],
+        has_reservations: false,
     }
 }
 
@@ -216,10 +219,12 @@ fn log<E: Export>(shared: &Shared<E>, controller: &Controller<E>, get: GetLogPag
             let changed: &[u32] = if controller.namespace_changed.get() { &[NSID.0] } else { &[] };
             log_page::encode_changed_namespaces(changed)
         }
-        (log_page::COMMAND_EFFECTS, _) => log_page::encode_command_effects(),
+        (log_page::COMMAND_EFFECTS, Some(subsystem)) => {
+            log_page::encode_command_effects(subsystem.has_reservations)
+        }
         // LSP bit 0: groups only.
         (log_page::ANA, Some(subsystem)) => subsystem.ana_log(get.specific & 1 != 0),
-        (log_page::RESERVATION, _) => vec![0; log_page::ENTRY_BYTES],
+        (log_page::RESERVATION, _) => controller.notices.borrow().page(),
         _ => return refused(Status::INVALID_LOG_PAGE),
     };
     if !get.retains_event {
@@ -227,6 +232,9 @@ fn log<E: Export>(shared: &Shared<E>, controller: &Controller<E>, get: GetLogPag
             controller.namespace_changed.set(false);
         }
         controller.events.borrow_mut().log_read(get.log);
+        if get.log == log_page::RESERVATION && get.offset == 0 && controller.notices.borrow_mut().pop() {
+            controller.events.borrow_mut().raise(AsyncEvent::ReservationLog);
+        }
     }
     match usize::try_from(get.offset).ok().and_then(|offset| content.get(offset..)) {
         Some(rest) => Reply::Data(rest.to_vec()),
@@ -271,6 +279,8 @@ fn set_feature<E: Export>(
             controller.reservation_mask.set(value & RESERVATION_MASK_BITS);
             Reply::Done(0)
         }
+        // What persists is said with a registration (CPTPL), where it is durable before it is answered.
+        feature::RESERVATION_PERSISTENCE => refused(Status::FEATURE_NOT_CHANGEABLE),
         // Mandatory for an I/O controller to know; they steer nothing here.
         feature::ARBITRATION
         | feature::POWER_MANAGEMENT
@@ -306,6 +316,11 @@ fn get_feature<E: Export>(
         feature::ASYNC_EVENT_CONFIGURATION => (controller.events.borrow().configuration(), 0, true),
         feature::VOLATILE_WRITE_CACHE => (u32::from(!controller.is_write_through.get()), 1, true),
         feature::RESERVATION_MASK => (controller.reservation_mask.get(), 0, true),
+        feature::RESERVATION_PERSISTENCE => {
+            let kept = controller.export().and_then(Reservable::reservations);
+            let Some(kept) = kept else { return refused(Status::INVALID_FIELD) };
+            (u32::from(kept.is_persistent()), 0, false)
+        }
         feature::HOST_IDENTIFIER => {
             if select == CAPABILITIES {
                 return Reply::Done(0);

@@ -341,7 +341,8 @@ impl<E: Export> Connection<E> {
         if let Some(status) = subsystem.ana_refusal() {
             return Err(status);
         }
-        io::plan(entry, transfer, subsystem.export.geometry()).map(Intent::Io)
+        let geometry = subsystem.export.geometry();
+        io::plan(entry, transfer, geometry, subsystem.has_reservations).map(Intent::Io)
     }
 
     fn insert(&self, tag: Tag, command: Command) {
@@ -481,7 +482,9 @@ impl<E: Export> Connection<E> {
             let executing = controller.begin();
             let data = command.buffer.map(IoBuf::freeze);
             let is_write_through = controller.is_write_through.get();
-            let outcome = io::execute(&subsystem.export, plan, data, is_write_through).await;
+            let Some(export) = controller.export() else { return };
+            let cntlid_of = |host| subsystem.cntlid_of(host);
+            let outcome = io::execute(export, plan, data, is_write_through, cntlid_of).await;
             drop(executing);
             this.detached.borrow_mut().remove(&tag);
             match outcome {

@@ -7,6 +7,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use nvme::feature::AsyncEvent;
+use nvme::log_page::ReservationNotice;
 use nvme::property::ControllerState;
 use nvme::{HostId, Nqn, Status};
 use runtime::Instant;
@@ -16,6 +17,7 @@ use tracing::{info, warn};
 use super::connection::Connection;
 use super::events::Events;
 use super::export::Export;
+use super::notices::Notices;
 use super::subsystem::Served;
 
 /// Granularity of the keep-alive timer (KAS), and how much longer than agreed we wait.
@@ -45,6 +47,9 @@ pub(super) struct Controller<E: Export> {
     pub(super) accepts_retry_delay: Cell<bool>,
     pub(super) namespace_changed: Cell<bool>,
     pub(super) reservation_mask: Cell<u32>,
+    pub(super) notices: RefCell<Notices>,
+    /// The namespace as this host's: what it may do there is the host's.
+    export: Option<E>,
     last_seen: Cell<Instant>,
     queues: RefCell<BTreeMap<u16, Weak<Connection<E>>>>,
     activity: Rc<Activity>,
@@ -96,6 +101,10 @@ impl<E: Export> Controller<E> {
             Serves::Subsystem(subsystem) => subsystem.activity(&host, host_id),
             Serves::Discovery => Rc::default(),
         };
+        let export = match &serves {
+            Serves::Subsystem(subsystem) => Some(subsystem.export.of_host(host_id.0)),
+            Serves::Discovery => None,
+        };
         let controller = Rc::new(Self {
             cntlid,
             host,
@@ -109,6 +118,8 @@ impl<E: Export> Controller<E> {
             accepts_retry_delay: Cell::new(false),
             namespace_changed: Cell::new(false),
             reservation_mask: Cell::new(0),
+            notices: RefCell::default(),
+            export,
             last_seen: Cell::new(runtime::now()),
             queues: RefCell::default(),
             activity,
@@ -123,6 +134,19 @@ impl<E: Export> Controller<E> {
         match &self.serves {
             Serves::Subsystem(subsystem) => Some(subsystem),
             Serves::Discovery => None,
+        }
+    }
+
+    /// The subsystem's namespace as this host's; `None` for a discovery controller.
+    pub(super) fn export(&self) -> Option<&E> {
+        self.export.as_ref()
+    }
+
+    /// Notes a reservation notification, unless the host has masked it, and tells the host.
+    pub(super) fn notify(&self, notice: ReservationNotice) {
+        if self.reservation_mask.get() & notice.mask_bit() == 0 {
+            self.notices.borrow_mut().push(notice);
+            self.raise(AsyncEvent::ReservationLog);
         }
     }
 

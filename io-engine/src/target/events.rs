@@ -38,7 +38,7 @@ impl Events {
     /// The host chose which events it wants.
     pub(super) fn configure(&mut self, enabled: u32) {
         self.enabled = enabled;
-        self.due.retain(|event| enabled & event.enable_bit() != 0);
+        self.due.retain(|event| event.is_enabled(enabled));
     }
 
     /// A request came; false if there are too many.
@@ -52,7 +52,7 @@ impl Events {
 
     /// Something happened.
     pub(super) fn raise(&mut self, event: AsyncEvent) {
-        if self.enabled & event.enable_bit() != 0 {
+        if event.is_enabled(self.enabled) {
             self.due.insert(event);
         }
     }
@@ -84,7 +84,7 @@ mod tests {
 
     fn enabled() -> Events {
         let mut events = Events::default();
-        events.configure(AsyncEvent::AnaChanged.enable_bit() | AsyncEvent::NamespaceChanged.enable_bit());
+        events.configure(nvme::feature::EVENT_ANA_CHANGED | nvme::feature::EVENT_NAMESPACE_CHANGED);
         events
     }
 

@@ -5,18 +5,22 @@
 //! made for one type of export, and [`Exported`] is the engine's.
 
 use std::ops::Range;
+use std::rc::Weak;
 
+use nvme::command::reservation::ReservationCommand;
 use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
 use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
 use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::replica::Replica;
+use crate::reservation::state::Host;
+use crate::reservation::{Notice, Reservable, Reservations, Reserving};
 
 /// A device that can be a namespace. Clones are handles to the same device.
-pub trait Export: BlockDevice + Member + Clone + 'static {}
+pub trait Export: BlockDevice + Member + Reservable + Clone + 'static {}
 
-impl<T: BlockDevice + Member + Clone + 'static> Export for T {}
+impl<T: BlockDevice + Member + Reservable + Clone + 'static> Export for T {}
 
 /// Whatever has no membership: a plain device as a namespace.
 #[derive(Clone)]
@@ -84,6 +88,23 @@ impl<D> Member for Plain<D> {
     async fn forget_absent(&self, _: Uuid) -> Result<(), BlockError> {
         Err(no_member())
     }
+}
+
+impl<D: Clone> Reservable for Plain<D> {
+    fn of_host(&self, _: Host) -> Self {
+        self.clone()
+    }
+
+    fn reservations(&self) -> Option<Reservations> {
+        None
+    }
+
+    async fn reserve(&self, _: ReservationCommand) -> Result<(), Reserving> {
+        let what = "the device has no reservations";
+        Err(Reserving::Failed(BlockError::new(ErrorKind::Unsupported, what)))
+    }
+
+    fn listen(&self, _: Weak<dyn Fn(Host, Notice)>) {}
 }
 
 /// Everything that the engine exports.
@@ -176,5 +197,26 @@ impl Member for Exported {
 
     async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
         on_export!(self, export => export.forget_absent(member).await)
+    }
+}
+
+impl Reservable for Exported {
+    fn of_host(&self, host: Host) -> Self {
+        match self {
+            Self::Base(export) => Self::Base(export.of_host(host)),
+            Self::Replica(export) => Self::Replica(export.of_host(host)),
+        }
+    }
+
+    fn reservations(&self) -> Option<Reservations> {
+        on_export!(self, export => export.reservations())
+    }
+
+    async fn reserve(&self, command: ReservationCommand) -> Result<(), Reserving> {
+        on_export!(self, export => export.reserve(command).await)
+    }
+
+    fn listen(&self, listener: Weak<dyn Fn(Host, Notice)>) {
+        on_export!(self, export => export.listen(listener));
     }
 }

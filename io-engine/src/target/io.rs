@@ -1,6 +1,7 @@
 //! NVM and vendor commands of an I/O queue: checked and planned before their data moves, then executed on the export.
 
 use nvme::command::nvm::{self, BlockRange, NvmCommand};
+use nvme::command::reservation::{RegistrantData, ReportCommand, ReservationCommand, ReservationStatus};
 use nvme::command::vendor::{
     self, AbsentData, AbsentEntry, AllocatedData, JoinData, MissedData, NoteAbsentData, ReportData,
     VendorCommand,
@@ -13,7 +14,9 @@ use uuid::Uuid;
 use super::export::Export;
 use super::status::{Answer, answer};
 use crate::block::{BlockError, Blocks, Geometry, Lba, LbaRange, WriteOptions, to_usize};
-use crate::member::{Absence, Epoch, MemberReport, Missed};
+use crate::member::{Absence, Epoch, MemberReport, Missed, Registrant};
+use crate::reservation::state::Host;
+use crate::reservation::{Refusal, Reservations, Reserving};
 
 /// The one namespace of a subsystem.
 pub(super) const NSID: Nsid = Nsid(1);
@@ -48,6 +51,11 @@ pub(super) enum Plan {
         command: VendorCommand,
         len: u32,
     },
+    Reserve(ReservationCommand),
+    /// So many bytes of the report.
+    Reservations {
+        len: u32,
+    },
 }
 
 /// How a command ended.
@@ -62,13 +70,36 @@ pub(super) enum Outcome {
 }
 
 /// Checks a command against its data and the namespace, before the data is asked for.
-pub(super) fn plan(entry: &SubmissionEntry, transfer: Transfer, geometry: Geometry) -> Result<Plan, Status> {
+pub(super) fn plan(
+    entry: &SubmissionEntry,
+    transfer: Transfer,
+    geometry: Geometry,
+    has_reservations: bool,
+) -> Result<Plan, Status> {
     let is_flush = entry.opcode == nvm::opcode::FLUSH;
     if entry.nsid != NSID && !(is_flush && entry.nsid == Nsid::ALL) {
         return Err(Status::INVALID_NAMESPACE.with_dnr());
     }
     if let Some(command) = VendorCommand::decode(entry) {
         return Ok(Plan::Vendor { command, len: transfer.len() });
+    }
+    if has_reservations {
+        if let Some(command) = ReservationCommand::decode(entry) {
+            let command = command?;
+            if to_usize(transfer.len().into()) != command.data_bytes() {
+                return Err(Status::SGL_LENGTH_INVALID.with_dnr());
+            }
+            return Ok(Plan::Reserve(command));
+        }
+        if let Some(report) = ReportCommand::decode(entry) {
+            if !report.is_extended {
+                return Err(Status::HOST_ID_INCONSISTENT.with_dnr());
+            }
+            if u64::from(transfer.len()) < report.len {
+                return Err(Status::SGL_LENGTH_INVALID.with_dnr());
+            }
+            return Ok(Plan::Reservations { len: transfer.len() });
+        }
     }
     let within = |range: BlockRange| {
         LbaRange::new(Lba(range.lba), Blocks(range.blocks.into()))
@@ -115,6 +146,7 @@ pub(super) async fn execute<E: Export>(
     plan: Plan,
     data: Option<IoBytes>,
     is_write_through: bool,
+    cntlid_of: impl Fn(Host) -> u16,
 ) -> Outcome {
     let is_write = !matches!(plan, Plan::Read { .. } | Plan::Compare { .. });
     let options = |fua: bool| WriteOptions { fua: fua || is_write_through };
@@ -140,6 +172,17 @@ pub(super) async fn execute<E: Export>(
         Plan::Vendor { command, len } => {
             return vendor(export, command, data.as_deref().unwrap_or_default(), len).await;
         }
+        Plan::Reserve(command) => {
+            return match command.with_keys(data.as_deref().unwrap_or_default()) {
+                Some(command) => reserve(export, command).await,
+                None => Outcome::Failed(Status::SGL_LENGTH_INVALID.with_dnr()),
+            };
+        }
+        Plan::Reservations { len } => {
+            let mut found = export.reservations().map(|it| status_data(&it, cntlid_of)).unwrap_or_default();
+            found.resize(to_usize(len.into()), 0);
+            return Outcome::Data(IoBytes::from_slice(&found));
+        }
     };
     match done {
         Ok(()) => Outcome::Done,
@@ -152,6 +195,35 @@ fn failed(error: &BlockError, is_write: bool) -> Outcome {
         Answer::Status(status) => Outcome::Failed(status),
         Answer::Close => Outcome::Close,
     }
+}
+
+async fn reserve<E: Export>(export: &E, command: ReservationCommand) -> Outcome {
+    match export.reserve(command).await {
+        Ok(()) => Outcome::Done,
+        Err(Reserving::Refused(refusal)) => Outcome::Failed(match refusal {
+            Refusal::Conflict => Status::RESERVATION_CONFLICT.with_dnr(),
+            Refusal::InvalidField => Status::INVALID_FIELD.with_dnr(),
+            Refusal::Full => Status::CAPACITY_EXCEEDED.with_dnr(),
+        }),
+        Err(Reserving::Failed(error)) => failed(&error, true),
+    }
+}
+
+fn status_data(state: &Reservations, cntlid_of: impl Fn(Host) -> u16) -> Vec<u8> {
+    let report = state.report();
+    let registrant = |it: &Registrant| RegistrantData {
+        cntlid: cntlid_of(it.host),
+        is_holder: it.is_holder,
+        key: it.key,
+        host: it.host,
+    };
+    let data = ReservationStatus {
+        generation: report.generation,
+        kind: report.kind,
+        is_persistent: report.is_persistent,
+        registrants: report.registrants.iter().map(registrant).collect(),
+    };
+    data.encode()
 }
 
 async fn read<E: Export>(export: &E, lba: Lba, len: u32, fua: bool) -> Result<IoBuf, BlockError> {
@@ -339,7 +411,11 @@ mod tests {
             (dsm, from_host(32), Ok(Plan::DatasetManagement { ranges: 2, deallocate: true })),
             (NvmCommand::Flush, Transfer::None, Ok(Plan::Flush)),
         ] {
-            assert_eq!(plan(&command.encode(NSID), transfer, GEOMETRY), expected, "{command:?} {transfer:?}");
+            assert_eq!(
+                plan(&command.encode(NSID), transfer, GEOMETRY, true),
+                expected,
+                "{command:?} {transfer:?}"
+            );
         }
     }
 
@@ -349,9 +425,12 @@ mod tests {
         let read = NvmCommand::Read { range: range(0, 1), fua: false };
         let transfer = Transfer::ToHost { len: 512 };
         for nsid in [Nsid(0), Nsid(2), Nsid::ALL] {
-            assert_eq!(plan(&read.encode(nsid), transfer, GEOMETRY), refused);
+            assert_eq!(plan(&read.encode(nsid), transfer, GEOMETRY, true), refused);
         }
-        assert_eq!(plan(&NvmCommand::Flush.encode(Nsid::ALL), Transfer::None, GEOMETRY), Ok(Plan::Flush));
-        assert_eq!(plan(&NvmCommand::Flush.encode(Nsid(2)), Transfer::None, GEOMETRY), refused);
+        assert_eq!(
+            plan(&NvmCommand::Flush.encode(Nsid::ALL), Transfer::None, GEOMETRY, true),
+            Ok(Plan::Flush)
+        );
+        assert_eq!(plan(&NvmCommand::Flush.encode(Nsid(2)), Transfer::None, GEOMETRY, true), refused);
     }
 }

@@ -6,14 +6,18 @@ use std::ops::RangeInclusive;
 use std::rc::{Rc, Weak};
 
 use nvme::ana::{self, AnaGroup, AnaState};
+use nvme::command::reservation::CNTLID_NONE;
 use nvme::feature::AsyncEvent;
 use nvme::identify::IdentifyNamespace;
+use nvme::log_page::ReservationNotice;
 use nvme::{HostId, Nqn, Status};
 use uuid::Uuid;
 
 use super::controller::{Activity, Controller};
 use super::export::Export;
 use super::io::NSID;
+use crate::reservation::state::Host;
+use crate::reservation::{Listener, Notice};
 
 /// The one ANA group.
 pub(super) const ANA_GROUP: u32 = 1;
@@ -83,18 +87,22 @@ pub(super) struct Served<E: Export> {
     pub(super) allowed_hosts: RefCell<AllowedHosts>,
     pub(super) older_commands: OlderCommands,
     pub(super) is_thin: bool,
+    pub(super) has_reservations: bool,
     pub(super) retry_delays: [u16; 3],
     cntlids: RangeInclusive<u16>,
     next_cntlid: Cell<u16>,
     ana: Cell<(AnaState, u64)>,
     controllers: RefCell<BTreeMap<u16, Rc<Controller<E>>>>,
     activities: RefCell<BTreeMap<(Nqn, HostId), Weak<Activity>>>,
+    /// Hears of reservation notifications while the subsystem is served.
+    listener: RefCell<Option<Rc<Listener>>>,
     /// No Connect is accepted any more.
     is_removed: Cell<bool>,
 }
 
 impl<E: Export> Served<E> {
     pub(super) fn new(subsystem: Subsystem<E>) -> Self {
+        let has_reservations = subsystem.export.reservations().is_some();
         Self {
             next_cntlid: Cell::new(*subsystem.cntlids.start()),
             nqn: subsystem.nqn,
@@ -103,11 +111,13 @@ impl<E: Export> Served<E> {
             allowed_hosts: RefCell::new(subsystem.allowed_hosts),
             older_commands: subsystem.older_commands,
             is_thin: subsystem.is_thin,
+            has_reservations,
             retry_delays: subsystem.retry_delays,
             cntlids: subsystem.cntlids,
             ana: Cell::new((subsystem.ana_state, 0)),
             controllers: RefCell::default(),
             activities: RefCell::default(),
+            listener: RefCell::default(),
             is_removed: Cell::new(false),
         }
     }
@@ -216,7 +226,32 @@ impl<E: Export> Served<E> {
             is_thin: self.is_thin,
             uuid: self.uuid.into_bytes(),
             ana_group: ANA_GROUP,
+            has_reservations: self.has_reservations,
         }
+    }
+
+    /// Passes reservation notifications on to the hosts that they are for.
+    pub(super) fn listen(self: &Rc<Self>) {
+        let this = Rc::downgrade(self);
+        let listener: Rc<Listener> = Rc::new(move |host, notice| {
+            let Some(this) = this.upgrade() else { return };
+            let notice = match notice {
+                Notice::RegistrationPreempted => ReservationNotice::RegistrationPreempted,
+                Notice::ReservationReleased => ReservationNotice::ReservationReleased,
+                Notice::ReservationPreempted => ReservationNotice::ReservationPreempted,
+            };
+            for controller in this.controllers().iter().filter(|it| it.host_id.0 == host) {
+                controller.notify(notice);
+            }
+        });
+        self.export.listen(Rc::downgrade(&listener));
+        self.listener.replace(Some(listener));
+    }
+
+    /// The controller of a registered host, for reports; [`CNTLID_NONE`] while it has none.
+    pub(super) fn cntlid_of(&self, host: Host) -> u16 {
+        let controllers = self.controllers.borrow();
+        controllers.values().find(|it| it.host_id.0 == host).map_or(CNTLID_NONE, |it| it.cntlid)
     }
 
     /// Tells all hosts.

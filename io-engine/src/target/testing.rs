@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use nvme::ana::AnaState;
 use nvme::command::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand};
+use nvme::command::reservation::ReservationCommand;
 use nvme::pdu::Digests;
 use nvme::property::{CC_ENABLE, Property};
 use nvme::session::host::HostConfig;
@@ -24,6 +25,8 @@ use crate::initiator::host_id;
 use crate::initiator::queue::{Data, Queue};
 use crate::member::notes::Notes;
 use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
+use crate::reservation::state::Host as HostBytes;
+use crate::reservation::{Access, Caller, Fence, Notice, Reservable, Reservations, Reserving};
 
 pub(crate) const VOLUME: Uuid = Uuid::from_u128(0x7f1c_0f3e_3c4b_4b7e_9a51_6d2f_00c0_ffee);
 pub(crate) const DEVICE_BYTES: u64 = 4 << 20;
@@ -39,6 +42,8 @@ pub(crate) struct FakeReplica {
     pub(crate) report: Rc<RefCell<MemberReport>>,
     pub(crate) runs: Rc<RefCell<Vec<(u64, u64)>>>,
     pub(crate) notes: Rc<RefCell<Notes>>,
+    fence: Rc<Fence>,
+    caller: Rc<Caller>,
 }
 
 impl FakeReplica {
@@ -54,7 +59,10 @@ impl FakeReplica {
             region_bytes: 65_536,
             open_regions: Vec::new(),
         };
+        let fence = Rc::new(Fence::new(Reservations::default()));
         Self {
+            caller: fence.nobody(),
+            fence,
             disk: FaultyDevice::new(MemoryDevice::of_len(DEVICE_BYTES, 512)),
             report: Rc::new(RefCell::new(report)),
             runs: Rc::default(),
@@ -73,22 +81,27 @@ impl BlockDevice for FakeReplica {
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
+        let _admitted = self.fence.admit(&self.caller, Access::Read)?;
         self.disk.read(lba, buf).await
     }
 
     async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+        let _admitted = self.fence.admit(&self.caller, Access::Write)?;
         self.disk.write(lba, data, options).await
     }
 
     async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+        let _admitted = self.fence.admit(&self.caller, Access::Write)?;
         self.disk.write_zeroes(range, options).await
     }
 
     async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+        let _admitted = self.fence.admit(&self.caller, Access::Write)?;
         self.disk.unmap(range).await
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
+        let _admitted = self.fence.admit(&self.caller, Access::Write)?;
         self.disk.flush().await
     }
 }
@@ -150,6 +163,24 @@ impl Member for FakeReplica {
     async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
         self.notes.borrow_mut().forget(member);
         Ok(())
+    }
+}
+
+impl Reservable for FakeReplica {
+    fn of_host(&self, host: HostBytes) -> Self {
+        Self { caller: self.fence.host(host), ..self.clone() }
+    }
+
+    fn reservations(&self) -> Option<Reservations> {
+        Some(self.fence.state())
+    }
+
+    async fn reserve(&self, command: ReservationCommand) -> Result<(), Reserving> {
+        self.fence.execute(&self.caller, command, async |_| Ok(())).await
+    }
+
+    fn listen(&self, listener: Weak<dyn Fn(HostBytes, Notice)>) {
+        self.fence.listen(listener);
     }
 }
 

@@ -3,4 +3,5 @@
 mod admin;
 mod connect;
 mod io;
+mod reserve;
 mod robust;

@@ -4,6 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nvme::command::fabrics::{Connect, FabricsCommand};
+use nvme::command::reservation::{ReportCommand, ReservationCommand, ReservationStatus};
 use nvme::pdu::Digests;
 use nvme::session::host::{HostConfig, HostTransfer};
 use nvme::session::target::{TargetConfig, Transfer};
@@ -38,6 +39,9 @@ fn connected(digests: Digests) -> TargetSession {
 }
 
 fuzz_target!(|data: &[u8]| {
+    if let Some(status) = ReservationStatus::decode(data) {
+        assert_eq!(ReservationStatus::decode(&status.encode()), Some(status));
+    }
     let Some((mode, mut input)) = data.split_first() else { return };
     let digests = Digests { header: mode & 2 != 0, data: mode & 4 != 0 };
     let mut session = match mode & 1 {
@@ -50,6 +54,10 @@ fuzz_target!(|data: &[u8]| {
             TargetEvent::Command { tag, entry, transfer } => {
                 if entry.is_fabrics() {
                     connecting = Some(tag);
+                }
+                let _ = ReportCommand::decode(&entry);
+                if let Some(Ok(command)) = ReservationCommand::decode(&entry) {
+                    assert!(command.with_keys(&CONNECT_DATA[..command.data_bytes()]).is_some());
                 }
                 match transfer {
                     Transfer::FromHost { .. } => session.request_data(tag),

@@ -364,3 +364,148 @@ impl ReservationType {
         matches!(self, Self::WriteExclusiveAllRegistrants | Self::ExclusiveAccessAllRegistrants)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kind() -> impl Strategy<Value = ReservationType> {
+        proptest::sample::select(ReservationType::ALL.to_vec())
+    }
+
+    fn command() -> impl Strategy<Value = ReservationCommand> {
+        let register = proptest::sample::select(vec![
+            RegisterAction::Register,
+            RegisterAction::Unregister,
+            RegisterAction::Replace,
+        ]);
+        let persistence =
+            proptest::sample::select(vec![Persistence::Unchanged, Persistence::Cleared, Persistence::Set]);
+        let acquire = proptest::sample::select(vec![
+            AcquireAction::Acquire,
+            AcquireAction::Preempt,
+            AcquireAction::PreemptAndAbort,
+        ]);
+        let release = proptest::sample::select(vec![ReleaseAction::Release, ReleaseAction::Clear]);
+        prop_oneof![
+            (register, any::<bool>(), persistence, any::<u64>(), any::<u64>()).prop_map(
+                |(action, ignores_key, persistence, current, new)| ReservationCommand::Register {
+                    action,
+                    ignores_key,
+                    persistence,
+                    current,
+                    new,
+                }
+            ),
+            (acquire, kind(), any::<u64>(), any::<u64>()).prop_map(|(action, kind, current, preempted)| {
+                ReservationCommand::Acquire { action, kind, current, preempted }
+            }),
+            (release, proptest::option::of(kind()), any::<u64>())
+                .prop_map(|(action, kind, current)| ReservationCommand::Release { action, kind, current }),
+        ]
+    }
+
+    fn read(entry: &SubmissionEntry, data: &[u8]) -> Option<ReservationCommand> {
+        let entry = SubmissionEntry::decode(&entry.encode());
+        ReservationCommand::decode(&entry)?.ok()?.with_keys(data)
+    }
+
+    proptest! {
+        #[test]
+        fn commands_are_read_as_they_were_written(command in command()) {
+            let (entry, data) = command.encode(Nsid(1));
+            prop_assert_eq!(read(&entry, &data), Some(command));
+        }
+
+        #[test]
+        fn arbitrary_dwords_and_data_are_read_or_refused(
+            opcode in proptest::sample::select(vec![0x0Du8, 0x0E, 0x11, 0x15]),
+            dwords in any::<[u32; 6]>(),
+            data in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let entry = SubmissionEntry::new(opcode, Nsid(1), dwords);
+            if let Some(command) = read(&entry, &data) {
+                let (again, keys) = command.encode(Nsid(1));
+                prop_assert_eq!(read(&again, &keys), Some(command));
+            }
+            let _ = ReportCommand::decode(&entry);
+            if let Some(status) = ReservationStatus::decode(&data) {
+                prop_assert_eq!(ReservationStatus::decode(&status.encode()), Some(status));
+            }
+        }
+    }
+
+    /// Reservation Register, Acquire and Release as base 7.2 to 7.4 lay them out.
+    #[test]
+    fn the_layout_of_commands_is_frozen() {
+        let keys = [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0x80];
+        let (entry, data) = ReservationCommand::Register {
+            action: RegisterAction::Replace,
+            ignores_key: true,
+            persistence: Persistence::Set,
+            current: 1,
+            new: 1 << 63 | 2,
+        }
+        .encode(Nsid(1));
+        assert_eq!((entry.opcode, entry.cdw10_15), (0x0D, [0xC000_000A, 0, 0, 0, 0, 0]));
+        assert_eq!(data, keys);
+        let (entry, data) = ReservationCommand::Acquire {
+            action: AcquireAction::PreemptAndAbort,
+            kind: ReservationType::ExclusiveAccess,
+            current: 1,
+            preempted: 1 << 63 | 2,
+        }
+        .encode(Nsid(1));
+        assert_eq!((entry.opcode, entry.cdw10_15), (0x11, [0x0202, 0, 0, 0, 0, 0]));
+        assert_eq!(data, keys);
+        let kind = Some(ReservationType::WriteExclusiveAllRegistrants);
+        let (entry, data) =
+            ReservationCommand::Release { action: ReleaseAction::Clear, kind, current: 1 }.encode(Nsid(1));
+        assert_eq!((entry.opcode, entry.cdw10_15), (0x15, [0x0501, 0, 0, 0, 0, 0]));
+        assert_eq!(data, keys[..8]);
+        let entry = ReportCommand { len: 4096, is_extended: true }.encode(Nsid(1));
+        assert_eq!((entry.opcode, entry.cdw10_15), (0x0E, [1023, 1, 0, 0, 0, 0]));
+        assert_eq!(ReportCommand::decode(&entry), Some(ReportCommand { len: 4096, is_extended: true }));
+    }
+
+    #[test]
+    fn reserved_values_are_refused() {
+        let invalid = Some(Err(Status::INVALID_FIELD.with_dnr()));
+        for (opcode, dword) in [
+            (0x0D, 3),
+            (0x0D, 1 << 30),
+            (0x11, 0x0003),
+            (0x11, 0x0103),
+            (0x11, 0x0700),
+            (0x11, 0x0108),
+            (0x15, 2),
+            (0x15, 8),
+        ] {
+            let entry = SubmissionEntry::new(opcode, Nsid(1), [dword, 0, 0, 0, 0, 0]);
+            assert_eq!(ReservationCommand::decode(&entry), invalid, "{opcode:#x} {dword:#x}");
+        }
+    }
+
+    /// Reservation Status, Extended Data Structure, as base 7.5 lays it out.
+    #[test]
+    fn the_layout_of_a_report_is_frozen() {
+        let status = ReservationStatus {
+            generation: 0x0102_0304,
+            kind: Some(ReservationType::ExclusiveAccess),
+            is_persistent: true,
+            registrants: vec![RegistrantData { cntlid: 0x1234, is_holder: true, key: 5, host: [7; 16] }],
+        };
+        let bytes = status.encode();
+        assert_eq!(bytes.len(), 128);
+        assert_eq!(bytes[..10], [4, 3, 2, 1, 2, 1, 0, 0, 0, 1]);
+        assert_eq!(bytes[10..64], [0; 54]);
+        assert_eq!(bytes[64..72], [0x34, 0x12, 1, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[72..80], [5, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[80..96], [7; 16]);
+        assert_eq!(bytes[96..], [0; 32]);
+        assert_eq!(ReservationStatus::decode(&bytes), Some(status));
+        assert_eq!(ReservationStatus::decode(&bytes[..127]), None, "cut off");
+    }
+}

@@ -45,6 +45,8 @@ pub struct IdentifyController {
     pub commands_max: u16,
     /// CRDT1 to CRDT3 in 100 ms; 0 for none.
     pub retry_delays: [u16; 3],
+    /// ONCS bit 5: reservations.
+    pub has_reservations: bool,
 }
 
 /// Serial number of the subsystem that exports the device `uuid`: `DCS` and the first 17 upper-case hexadecimal digits
@@ -129,8 +131,8 @@ impl IdentifyController {
         // NN, MNAN.
         put_u32(d, 516, 1);
         put_u32(d, 540, 1);
-        // ONCS: Compare, Dataset Management, Write Zeroes.
-        put_u16(d, 520, 1 << 0 | 1 << 2 | 1 << 3);
+        // ONCS: Compare, Dataset Management, Write Zeroes, Reservations.
+        put_u16(d, 520, 1 << 0 | 1 << 2 | 1 << 3 | u16::from(self.has_reservations) << 5);
         // VWC: present; Flush takes "all namespaces" too.
         d[525] = 0b111;
     }
@@ -173,6 +175,8 @@ pub struct ControllerView {
     pub has_write_zeroes: bool,
     /// Dataset Management is supported.
     pub has_dataset_management: bool,
+    /// Reservations are supported.
+    pub has_reservations: bool,
     /// ANA is reported.
     pub has_ana: bool,
 }
@@ -193,6 +197,7 @@ impl ControllerView {
             has_write_cache: d[525] & 1 != 0,
             has_dataset_management: oncs & 1 << 2 != 0,
             has_write_zeroes: oncs & 1 << 3 != 0,
+            has_reservations: oncs & 1 << 5 != 0,
             has_ana: d[76] & 1 << 3 != 0,
         }
     }
@@ -213,6 +218,7 @@ mod tests {
             in_capsule_bytes: 8192,
             commands_max: 128,
             retry_delays: [30, 0, 0],
+            has_reservations: true,
         }
     }
 
@@ -242,6 +248,12 @@ mod tests {
         assert_eq!(view.cntlid, 0x1234);
         assert_eq!(view.transfer_bytes_max, Some(1 << 20));
         assert_eq!(view.in_capsule_bytes, 8192);
-        assert!(view.has_write_cache && view.has_write_zeroes && view.has_dataset_management && view.has_ana);
+        assert!(
+            view.has_reservations
+                && view.has_write_cache
+                && view.has_write_zeroes
+                && view.has_dataset_management
+                && view.has_ana
+        );
     }
 }

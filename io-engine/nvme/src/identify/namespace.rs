@@ -18,7 +18,12 @@ pub struct IdentifyNamespace {
     pub uuid: [u8; 16],
     /// ANAGRPID.
     pub ana_group: u32,
+    /// RESCAP: all reservation types, and persistence through power loss; else none.
+    pub has_reservations: bool,
 }
+
+/// RESCAP: PTPLS, the six types, and IEKEY as revision 1.2.1 and later define it.
+const RESCAP_ALL: u8 = 0xFF;
 
 /// What is written whole or not at all, and the preferred granularity: 4 KiB.
 const ATOMIC_BYTES: u32 = 4096;
@@ -35,6 +40,7 @@ impl IdentifyNamespace {
         d[24] = u8::from(self.is_thin) | 1 << 1 | 1 << 4;
         // NMIC: shared.
         d[30] = 1;
+        d[31] = self.reservation_capabilities();
         // DLFEAT: deallocated blocks read as zeroes. Only where a block is what the pool can give back: of a smaller
         // one at the rim of a range the old content may remain.
         d[33] = if self.block_bytes == ATOMIC_BYTES { 0b0_1001 } else { 0 };
@@ -71,10 +77,15 @@ impl IdentifyNamespace {
     pub fn encode_independent(&self) -> Box<[u8; IDENTIFY_BYTES]> {
         let mut data = blank();
         data[1] = 1;
+        data[2] = self.reservation_capabilities();
         put_u32(&mut data[..], 4, self.ana_group);
         // NSTAT: ready.
         data[14] = 1;
         data
+    }
+
+    fn reservation_capabilities(&self) -> u8 {
+        if self.has_reservations { RESCAP_ALL } else { 0 }
     }
 
     /// CNS 02h: active namespaces above `above`, ascending.
@@ -141,6 +152,7 @@ mod tests {
             is_thin: true,
             uuid: [7; 16],
             ana_group: 1,
+            has_reservations: true,
         }
     }
 
