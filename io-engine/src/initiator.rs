@@ -15,14 +15,15 @@
 //! range, and decides (SAFETY D3, D8). It may send it again through the same device: a target drains what the older
 //! association had begun before it answers the new one (D7).
 //!
-//! One host identity has one association with a subsystem (D7), so an engine keeps one `RemoteDevice` per replica and
-//! shares it: clones are handles.
+//! One host identity has one association with a subsystem (D7), so each nexus keeps one `RemoteDevice` per replica and
+//! shares it: clones are handles. Of two nexuses of one engine the newer has the association: see `initiator/line.rs`.
 //!
 //! Deliberately absent: several I/O queues, asynchronous events (a resize is told by the control plane).
 
 mod absent;
 mod connect;
 mod keep_alive;
+mod line;
 pub(crate) mod queue;
 mod reconnect;
 mod reserve;
@@ -32,9 +33,11 @@ mod uri;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use nvme::command::nvm::{BlockRange, NvmCommand, encode_dsm_range};
 use nvme::command::vendor::{
     ALLOCATED_HEADER_BYTES, ALLOCATED_RUN_BYTES, AllocatedData, JoinData, REPORT_HEADER_BYTES, ReportData,
@@ -54,6 +57,7 @@ use crate::member::{Absence, Epoch, Member, MemberReport, Missed};
 use crate::reservation::fence::calls;
 use crate::target::status;
 use connect::{Association, ConnectError, establish};
+use line::Place;
 use queue::{Data, Finished};
 use reconnect::{Action, Attempt, Event, State};
 pub use reconnect::{LostReason, ReconnectPolicy};
@@ -126,6 +130,7 @@ struct Remote {
     changed: Notify,
     /// Under which this device has registered.
     key: Cell<Option<u64>>,
+    place: Rc<Place>,
     supervisor: RefCell<Option<JoinHandle<()>>>,
 }
 
@@ -142,11 +147,31 @@ impl Drop for Remote {
 
 impl Remote {
     fn set(&self, link: Link) {
+        if matches!(link, Link::Lost(_)) {
+            self.place.leave();
+        }
         let before = std::mem::replace(&mut *self.link.borrow_mut(), link);
         if let Link::Live(association) = before {
             association.close();
         }
         self.changed.notify_waiters();
+    }
+
+    /// Closes the connection for good; requests in flight fail.
+    fn give_up(&self, reason: LostReason) {
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.abort();
+        }
+        self.set(Link::Lost(reason));
+    }
+
+    /// This device has registered: older ones of the same host are fenced, and need not ask to know it.
+    fn registered(&self, key: u64) {
+        self.key.set(Some(key));
+        for older in self.place.replaced_by(key) {
+            warn!(remote.uri = %self.uri, "another nexus of this engine has replaced the registration");
+            older.give_up(LostReason::Fenced);
+        }
     }
 
     fn lost(&self, reason: LostReason) -> BlockError {
@@ -181,6 +206,7 @@ pub struct RemoteDevice {
 impl RemoteDevice {
     /// Connects. Tries once; the caller knows what to do about a failure.
     pub async fn connect(uri: NvmfUri, options: InitiatorOptions) -> Result<Self, BlockError> {
+        let place = Place::take(&uri);
         let association = establish(&uri, &options).await.map_err(ConnectError::into_inner)?;
         let association = Rc::new(association);
         info!(remote.uri = %uri, "remote device connected");
@@ -191,8 +217,10 @@ impl RemoteDevice {
             link: RefCell::new(Link::Live(Rc::clone(&association))),
             changed: Notify::new(),
             key: Cell::new(None),
+            place: Rc::clone(&place),
             supervisor: RefCell::default(),
         });
+        place.belongs_to(&remote);
         let supervisor = runtime::spawn(supervise(Rc::downgrade(&remote), association));
         remote.supervisor.replace(Some(supervisor));
         Ok(Self { remote })
@@ -226,10 +254,7 @@ impl RemoteDevice {
 
     /// Closes the connection for good; requests in flight fail.
     pub fn close(&self) {
-        if let Some(supervisor) = self.remote.supervisor.take() {
-            supervisor.abort();
-        }
-        self.remote.set(Link::Lost(LostReason::Closed));
+        self.remote.give_up(LostReason::Closed);
     }
 
     async fn run(&self, entry: SubmissionEntry, data: Data, what: &str) -> Result<Finished, BlockError> {
@@ -495,10 +520,20 @@ async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
                     Event::Timer
                 }
                 Action::Connect => {
-                    let key = remote.upgrade().and_then(|remote| remote.key.get());
-                    let (attempt, association) = attempt(&uri, &options, geometry, identity, key).await;
-                    made = association;
-                    Event::Attempted(attempt)
+                    let Some((key, place)) =
+                        remote.upgrade().map(|remote| (remote.key.get(), Rc::clone(&remote.place)))
+                    else {
+                        return;
+                    };
+                    // A newer device would lose the association to us; it may also leave again.
+                    let attempt = attempt(&uri, &options, geometry, identity, key);
+                    match select(pin!(place.superseded()), pin!(attempt)).await {
+                        Either::Left(_) => Event::Attempted(Attempt::Failed),
+                        Either::Right(((attempt, association), _)) => {
+                            made = association;
+                            Event::Attempted(attempt)
+                        }
+                    }
                 }
                 Action::Serve => break Ok(()),
                 Action::GiveUp(reason) => break Err(reason),
@@ -533,7 +568,7 @@ async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
 async fn watch(association: &Association) {
     let admin = Rc::clone(&association.admin);
     let io = Rc::clone(&association.io);
-    futures::future::select(std::pin::pin!(admin.closed()), std::pin::pin!(io.closed())).await;
+    select(pin!(admin.closed()), pin!(io.closed())).await;
 }
 
 /// Connects once, and looks who answers.

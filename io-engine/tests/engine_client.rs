@@ -272,7 +272,8 @@ async fn c3_a_driven_engine_is_changed_only_when_it_is_meant() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_not_there_is_named_with_its_address() {
-    let nobody = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    // An address of its own: on the usual one another test may get the port meanwhile.
+    let nobody = std::net::TcpListener::bind((Ipv4Addr::new(127, 0, 0, 9), 0)).expect("a free port");
     let address = nobody.local_addr().expect("bound").to_string();
     drop(nobody);
     let shell = Shell::start().await;

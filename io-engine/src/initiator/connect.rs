@@ -56,6 +56,13 @@ impl Association {
     }
 }
 
+/// Also where an attempt to connect is given up halfway.
+impl Drop for Association {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// Why no association was made.
 #[derive(Debug)]
 pub(super) enum ConnectError {

@@ -79,7 +79,7 @@ impl RemoteDevice {
 impl Reserve for RemoteDevice {
     async fn register(&self, key: u64) -> Result<(), BlockError> {
         self.reserve(calls::register(key)).await?;
-        self.remote.key.set(Some(key));
+        self.remote.registered(key);
         Ok(())
     }
 

@@ -14,6 +14,8 @@ use crate::block::{
     BaseDevice, BlockDevice, Blocks, ErrorKind, Lba, LbaRange, MemoryDevice, WriteOptions, suite,
 };
 use crate::member::{Absence, Epoch, Member, Missed, Registrant, ReservationType, Reserve};
+use crate::reservation::Reservable;
+use crate::reservation::fence::calls;
 use crate::target::testing::{
     FakeReplica, VOLUME, everywhere, nqn, only, simulated, subsystem, target, until,
 };
@@ -601,29 +603,69 @@ fn a_target_without_reservations_says_so() {
     });
 }
 
+const EXCLUSIVE: ReservationType = ReservationType::ExclusiveAccess;
+
 /// Two nexuses on one engine have one host identifier: the older one's connection comes back and must not go on under
-/// the newer one's registration.
+/// the newer one's registration, nor take the newer one's association away while it registers.
 #[test]
-fn f1_a_device_whose_key_was_replaced_is_fenced_when_it_reconnects() {
+fn f1_a_device_whose_key_was_replaced_on_the_same_engine_is_fenced_at_once() {
     simulated(async |address| {
         let target = target(address).await;
         target.add(subsystem("r", &FakeReplica::new())).expect("new");
-        let kind = ReservationType::ExclusiveAccess;
+        for older_key in [None, Some(1)] {
+            let old = connect(target.address()).await;
+            if let Some(key) = older_key {
+                old.register(key).await.expect("room");
+                old.acquire(EXCLUSIVE, key).await.expect("free");
+            }
+            let new = connect(target.address()).await;
+            // Long enough for the older one to have tried to come back.
+            runtime::sleep(Duration::from_secs(3)).await;
+            assert_eq!((old.state(), new.state()), (RemoteState::Reconnecting, RemoteState::Live));
+            new.register(2).await.expect("room");
+            assert_eq!(old.state(), RemoteState::Lost(LostReason::Fenced));
+            assert_eq!(write(&old, 0, 1).await, Err(ErrorKind::ReservationConflict));
+            new.acquire(EXCLUSIVE, 2).await.expect("held by this host");
+            assert_eq!(write(&new, 0, 2).await, Ok(()));
+            new.confirm().await.expect("it holds it");
+            new.release(EXCLUSIVE, 2).await.expect("the holder");
+            new.unregister().await.expect("registered");
+        }
+    });
+}
+
+#[test]
+fn a_device_whose_successor_leaves_without_registering_comes_back() {
+    simulated(async |address| {
+        let target = target(address).await;
+        target.add(subsystem("r", &FakeReplica::new())).expect("new");
         let old = connect(target.address()).await;
         old.register(1).await.expect("room");
-        old.acquire(kind, 1).await.expect("free");
-        // Its association is closed by the newer one's Connect; both try to come back.
-        let new = loop {
-            let made = RemoteDevice::connect(uri(target.address()), InitiatorOptions::default()).await;
-            let Ok(device) = made else { continue };
-            if device.register(2).await.is_ok() && device.acquire(kind, 2).await.is_ok() {
-                break device;
-            }
-        };
+        old.acquire(EXCLUSIVE, 1).await.expect("free");
+        let new = connect(target.address()).await;
+        until("the older lost its path", || old.state() == RemoteState::Reconnecting).await;
+        new.close();
+        until("the older is back", || old.state() == RemoteState::Live).await;
+        assert_eq!(write(&old, 0, 1).await, Ok(()));
+        old.confirm().await.expect("it holds it still");
+    });
+}
+
+/// Another process under the same identity: nobody tells the older device, so it asks when it is back.
+#[test]
+fn f1_a_device_whose_key_was_replaced_meanwhile_is_fenced_when_it_reconnects() {
+    simulated(async |address| {
+        let target = target(address).await;
+        let replica = FakeReplica::new();
+        target.add(subsystem("r", &replica)).expect("new");
+        let old = connect(target.address()).await;
+        old.register(1).await.expect("room");
+        old.acquire(EXCLUSIVE, 1).await.expect("free");
+        let other = replica.of_host(uri(target.address()).host_id.0);
+        other.reserve(calls::register(2)).await.expect("room");
+        target.remove(&nqn("r")).await;
+        target.add(subsystem("r", &replica)).expect("free again");
         until("the older is fenced", || old.state() == RemoteState::Lost(LostReason::Fenced)).await;
         assert_eq!(write(&old, 0, 1).await, Err(ErrorKind::ReservationConflict));
-        until("the newer is back", || new.state() == RemoteState::Live).await;
-        assert_eq!(write(&new, 0, 2).await, Ok(()));
-        new.confirm().await.expect("it holds it");
     });
 }
