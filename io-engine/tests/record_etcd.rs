@@ -19,10 +19,10 @@ fn client_of(etcd: &Etcd, timeout: Duration) -> EtcdStore {
 async fn etcd_passes_the_suite() {
     let etcd = Etcd::start().await.unwrap();
     let store = client_of(&etcd, Duration::from_secs(10));
-    suite::check(&store, "/nexus/without/info", None).await;
+    Box::pin(suite::check(&store, "/nexus/without/info", None)).await;
     let mut raw = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
     raw.put(IDENTITY_KEY, r#"{"incarnation":"1","cluster":"cluster-1"}"#, None).await.unwrap();
-    suite::check(&store, "/nexus/with/info", Some("cluster-1")).await;
+    Box::pin(suite::check(&store, "/nexus/with/info", Some("cluster-1"))).await;
 }
 
 /// A control plane reads the health document under the very key it gave, and may write it.
@@ -30,7 +30,7 @@ async fn etcd_passes_the_suite() {
 async fn the_health_document_stands_under_the_very_key() {
     let etcd = Etcd::start().await.unwrap();
     let store = client_of(&etcd, Duration::from_secs(10));
-    suite::check(&store, "/volume/1/nexus/2/info", None).await;
+    Box::pin(suite::check(&store, "/volume/1/nexus/2/info", None)).await;
     let mut raw = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
     let found = raw.get("/volume/1/nexus/2/info", None).await.unwrap();
     assert_eq!(
@@ -48,7 +48,7 @@ async fn the_health_document_stands_under_the_very_key() {
 async fn an_outage_of_etcd_is_told_from_an_answer() {
     let mut etcd = Etcd::start().await.unwrap();
     let store = client_of(&etcd, Duration::from_secs(2));
-    suite::check(&store, "/nexus/info", None).await;
+    Box::pin(suite::check(&store, "/nexus/info", None)).await;
     let (value, revision) = store.load("/nexus/info").await.unwrap().record.unwrap();
     etcd.kill();
     assert!(matches!(store.load("/nexus/info").await, Err(StoreError::Unreachable(_))));

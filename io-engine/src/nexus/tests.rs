@@ -9,5 +9,6 @@ mod reconcile;
 mod reserve;
 mod rules;
 mod storm;
+mod takeover;
 mod world;
 mod write;

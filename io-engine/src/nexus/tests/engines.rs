@@ -31,10 +31,10 @@ use crate::record::memory::{Fault, MemoryStore};
 use crate::replica::{Replica, ReplicaSpec};
 use crate::target::{AllowedHosts, OlderCommands, PORT, Subsystem, Target, TargetOptions};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const ENGINES: usize = 3;
-const SIZE: u64 = 4 * MIB;
-const KEY: &str = "/volume/info";
+pub(super) const SIZE: u64 = 4 * MIB;
+pub(super) const KEY: &str = "/volume/info";
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC1));
 
 /// What outlives the engines.
@@ -47,20 +47,30 @@ struct Shared {
     replicas: RefCell<[Option<Replica>; ENGINES]>,
 }
 
-fn address(index: usize) -> IpAddr {
+pub(super) fn address(index: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(index + 1).expect("few engines")))
 }
 
-fn replica_id(index: usize) -> Uuid {
+pub(super) fn replica_id(index: usize) -> Uuid {
     Uuid::from_u128(0x100 + index as u128)
 }
 
-fn nqn(text: impl std::fmt::Display) -> Nqn {
+pub(super) fn nqn(text: impl std::fmt::Display) -> Nqn {
     Nqn::new(format!("nqn.2019-05.io.openebs:{text}")).expect("a valid name")
 }
 
-/// A process: imports its pool, or makes it the first time, and serves its replica; the first engine has the nexus.
+/// A process: serves its replica; the first engine has the nexus.
 async fn engine(shared: Rc<Shared>, index: usize) {
+    let (replica, _target) = serve_replica(index).await;
+    shared.replicas.borrow_mut()[index] = Some(replica.clone());
+    if index == 0 {
+        Box::pin(serve_volume(&shared, replica)).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Imports the engine's pool, or makes it the first time, and serves its replica for as long as the target is kept.
+pub(super) async fn serve_replica(index: usize) -> (Replica, Target<Replica>) {
     let host = Host::here(Uuid::from_bytes(runtime::random_uuid_bytes()));
     let open =
         async || BaseDevice::File(FileDevice::open("/disk0", Some(512)).await.expect("the disk opens"));
@@ -87,7 +97,6 @@ async fn engine(shared: Rc<Shared>, index: usize) {
             pool.create_replica(spec).await.expect("the replica is made")
         }
     };
-    shared.replicas.borrow_mut()[index] = Some(replica.clone());
     let target = Target::bind(SocketAddr::new(address(index), PORT), TargetOptions::default()).await;
     let target: Target<Replica> = target.expect("the port is free");
     let subsystem = Subsystem {
@@ -102,10 +111,7 @@ async fn engine(shared: Rc<Shared>, index: usize) {
         retry_delays: [0; 3],
     };
     target.add(subsystem).expect("the subsystem is new");
-    if index == 0 {
-        serve_volume(&shared, replica).await;
-    }
-    std::future::pending::<()>().await;
+    (replica, target)
 }
 
 async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
@@ -138,7 +144,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         store: Store::Memory(shared.store.clone()),
     };
     let nexus = loop {
-        match Nexus::create(spec.clone(), parts.clone()).await {
+        match Box::pin(Nexus::create(spec.clone(), parts.clone())).await {
             Ok(nexus) => break nexus,
             Err(_) => runtime::sleep(Duration::from_millis(500)).await,
         }
