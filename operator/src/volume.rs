@@ -105,9 +105,11 @@ impl<'a> Volumes<'a> {
         observe::observe_memory(self.core, uuid)
     }
 
-    /// Why the volume is not as wanted, as last found.
+    /// Why the volume is not as wanted, as last found; before anybody has looked, what its target says.
     pub fn reasons(self, uuid: Uuid) -> Vec<Reason> {
-        self.core.volume_notes().get(&uuid).map(|notes| notes.reasons.clone()).unwrap_or_default()
+        let noted =
+            self.core.volume_notes().get(&uuid).map(|notes| notes.reasons.clone()).unwrap_or_default();
+        if noted.is_empty() { status::troubles(&self.view(uuid)) } else { noted }
     }
 
     /// Makes a volume. One that is being made by a call that was lost is finished, if it is the same.

@@ -1,9 +1,9 @@
 //! How well a volume is, from what is known of it.
 
-use engine_api::NexusState;
+use engine_api::{ChildReason, ChildState, NexusState};
 use serde::Serialize;
 
-use super::plan::Health;
+use super::plan::{Health, Reason, ReasonCode};
 use super::view::{Presence, VolumeView};
 use crate::registry::SpecStatus;
 
@@ -49,5 +49,35 @@ pub fn status(view: &VolumeView) -> VolumeStatus {
         },
         Some(Presence::Missing) => VolumeStatus::Faulted,
         Some(Presence::Unknown) | None => VolumeStatus::Unknown,
+    }
+}
+
+/// What the target says of replicas that it does not count on now: newer than what a reconciler waits for, which looks
+/// again only when it has been told.
+pub(crate) fn troubles(view: &VolumeView) -> Vec<Reason> {
+    let replicas = view.replicas.iter().filter(|r| r.spec.status != SpecStatus::Deleting);
+    let troubled = replicas.filter_map(|replica| {
+        let child = view.child_of(replica.spec.uuid).filter(|child| child.state != ChildState::Online)?;
+        let (id, node) = (replica.spec.uuid, &replica.node);
+        let text = format!("replica {id} on {node} is not in use: {}", cause(child.reason));
+        Some(Reason { code: ReasonCode::ReplicaAway, text })
+    });
+    troubled.collect()
+}
+
+fn cause(reason: ChildReason) -> &'static str {
+    match reason {
+        ChildReason::None => "its target gives no reason",
+        ChildReason::Init => "it is being opened",
+        ChildReason::Closed => "it is closed",
+        ChildReason::CannotOpen => "it cannot be opened",
+        ChildReason::ConfigInvalid => "it does not fit the volume",
+        ChildReason::RebuildFailed => "its rebuild failed",
+        ChildReason::IoFailure => "a read or write on it failed",
+        ChildReason::ByClient => "it was taken out by a call",
+        ChildReason::OutOfSync => "it lacks data that others have",
+        ChildReason::NoSpace => "its pool is full",
+        ChildReason::TimedOut => "it does not answer",
+        ChildReason::AdminFailed => "its admin connection failed",
     }
 }
