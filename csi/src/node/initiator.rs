@@ -221,8 +221,9 @@ impl Initiator {
             if let Some(controller) = &shown
                 && controller.state == ControllerState::Live
                 && !controller.paths.is_empty()
+                // The kernel shows a path before the attributes of its queue: one that could not be set is not there yet.
+                && self.host.set_io_timeout(id, settings.io_timeout)? >= controller.paths.len()
             {
-                self.host.set_io_timeout(id, settings.io_timeout)?;
                 // As it is now, with what was set.
                 let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
                 return Ok(shown.unwrap_or_else(|| controller.clone()));
