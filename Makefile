@@ -30,7 +30,7 @@ lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API serve
 
 .PHONY: demo
 demo: lab ## Show a mirrored volume that survives the loss of a replica; KEEP=1 leaves it running
-	cargo build --release --bins -p e2e -p io-engine -p operator
+	cargo build --release --bins -p e2e -p io-engine -p operator -p ha -p csi
 	@cargo run --quiet --release -p e2e --bin demo -- $(if $(KEEP),--keep)
 
 .PHONY: test

@@ -138,6 +138,12 @@ impl Etcd {
         Ok(value.strip_suffix('\n').map(str::to_owned))
     }
 
+    /// The keys that begin with `prefix`, read by `etcdctl`.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = self.control(&["get", "--prefix", "--keys-only", prefix]).await?;
+        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
     /// Sets a key.
     pub async fn put(&self, key: &str, value: &str) -> Result<()> {
         self.control(&["put", key, value]).await.map(drop)

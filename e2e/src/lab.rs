@@ -1,13 +1,14 @@
 //! The whole product on one machine.
 //!
 //! ```text
-//!   hub   etcd (registry and nexus records), API server, operators, the harness
+//!   hub   etcd (registry and nexus records), API server, operators, cluster agents, the harness
 //!   n1..  io-engine on a node of its own, with a disk          host1..  Linux hosts
 //! ```
 //!
 //! A lab is put together from parts, so that a story starts only what it is about.
 
 pub mod engine;
+pub mod ha_cluster;
 pub mod mirror;
 pub mod operator;
 pub mod service;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use control_api::Client;
 
 pub use engine::{EngineNode, Surroundings};
+pub use ha_cluster::HaClusterNode;
 pub use mirror::Mirror;
 pub use operator::OperatorNode;
 pub use service::Service;
@@ -55,6 +57,8 @@ pub struct Parts {
 pub struct Lab {
     /// Linux hosts, in order.
     pub hosts: Vec<LinuxHost>,
+    /// Cluster agents of high availability, in order.
+    pub ha_clusters: Vec<HaClusterNode>,
     /// Operators, in order.
     pub operators: Vec<OperatorNode>,
     /// Where engines register, when there are operators.
@@ -87,6 +91,7 @@ impl Lab {
         let etcd = Etcd::start(&processes, run.path(), "etcd", Place::at(HUB_ADDRESS.into())).await?;
         Ok(Self {
             hosts: Vec::new(),
+            ha_clusters: Vec::new(),
             operators: Vec::new(),
             service: None,
             engines: Vec::new(),
@@ -169,6 +174,25 @@ impl Lab {
             operator.wait_nodes(usize::from(count)).await?;
         }
         Ok(())
+    }
+
+    /// Cluster agents of high availability, for the operators that were started; returns when the first leads.
+    pub async fn start_ha_clusters(&mut self, count: u8) -> Result<()> {
+        let rest: Vec<_> = self.operators.iter().map(OperatorNode::rest_url).collect();
+        for number in 1..=count {
+            let mut agent = HaClusterNode::new(number, &self.etcd.endpoint(), &rest)?;
+            agent.launch(&self.processes)?;
+            if number == 1 {
+                agent.wait_leading().await?;
+            }
+            self.ha_clusters.push(agent);
+        }
+        Ok(())
+    }
+
+    /// Where node agents report, as `ha-node --cluster-agent` takes it.
+    pub fn cluster_agents(&self) -> String {
+        self.ha_clusters.iter().map(HaClusterNode::url).collect::<Vec<_>>().join(",")
     }
 
     /// A Linux host.
