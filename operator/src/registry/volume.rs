@@ -67,19 +67,20 @@ fn first_cntlid() -> u16 {
     *engine_api::CNTLID_RANGE.start()
 }
 
-/// Controller ids of one target. Two targets in a row never share one, so that a host that still knows the old target
-/// does not take the new one's controller for it.
-const CNTLID_WINDOW: u16 = 2;
+/// Controller ids of one target: as many as hosts may be connected to it at once, since each host has one controller
+/// there. Two targets in a row never share one, so that a host that still knows the old target does not take the new
+/// one's controller for it.
+const CNTLID_WINDOW: u16 = 64;
 
 impl VolumeSpec {
     /// The next target, on this node: a nexus of its own with controller ids and a key that none before had. The window
     /// of controller ids moves on also over unpublish and publish, because a host may not have disconnected.
     pub fn take_target(&mut self, node: String, hosts: HostAcl) -> TargetSpec {
-        let first = self.next_cntlid;
+        let ends_within =
+            |first: u16| first.saturating_add(CNTLID_WINDOW - 1) <= *engine_api::CNTLID_RANGE.end();
+        let first = if ends_within(self.next_cntlid) { self.next_cntlid } else { first_cntlid() };
         let last = first + (CNTLID_WINDOW - 1);
-        let next = last.saturating_add(1);
-        let fits = next.saturating_add(CNTLID_WINDOW - 1) <= *engine_api::CNTLID_RANGE.end();
-        self.next_cntlid = if fits { next } else { first_cntlid() };
+        self.next_cntlid = last.saturating_add(1);
         let (random, _) = Uuid::new_v4().as_u64_pair();
         TargetSpec {
             node,
@@ -235,4 +236,50 @@ pub enum VolumeOperation {
     /// Its target moves as somebody wished. While the new one is prepared the old one serves, and the move can be taken
     /// back; from the switch on it is always finished.
     Move,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(next_cntlid: u16) -> VolumeSpec {
+        VolumeSpec {
+            uuid: Uuid::nil(),
+            origin: None,
+            size: 1 << 30,
+            labels: BTreeMap::new(),
+            num_replicas: 1,
+            thin: true,
+            policy: VolumePolicy::default(),
+            topology: Topology::default(),
+            status: SpecStatus::Created,
+            target: None,
+            operation: None,
+            health_from: None,
+            mirror: None,
+            replaced: Vec::new(),
+            moving: None,
+            is_free: false,
+            is_discarded: false,
+            next_cntlid,
+        }
+    }
+
+    #[test]
+    fn targets_in_a_row_share_no_controller_id_and_each_has_room_for_many_hosts() {
+        let range = engine_api::CNTLID_RANGE;
+        for begin in [1, 3, *range.end() - 64, *range.end() - 63, *range.end() - 1, *range.end()] {
+            let mut volume = volume(begin);
+            let mut before: Option<(u16, u16)> = None;
+            for _ in 0..2000 {
+                let (first, last) = volume.take_target("a".into(), HostAcl::Any).cntlids;
+                assert!(range.contains(&first) && range.contains(&last), "{first}..={last}");
+                assert_eq!(last - first, 63);
+                if let Some((older, newer)) = before {
+                    assert!(first > newer || last < older, "{first}..={last} after {older}..={newer}");
+                }
+                before = Some((first, last));
+            }
+        }
+    }
 }

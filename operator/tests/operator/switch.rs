@@ -76,7 +76,7 @@ async fn f1_a_republished_target_has_the_replicas_and_the_old_one_has_none() {
     assert_eq!((new.node.as_str(), lab.serving().await), ("b", vec![("b", new.nexus)]));
     assert_eq!(state_of(&lab, "a", old.nexus).await, Some(NexusState::Shutdown), "kept until asked for");
     assert_eq!(state_of(&lab, "b", new.nexus).await, Some(NexusState::Online), "no replica missed anything");
-    assert_eq!((old.cntlids, new.cntlids), ((1, 2), (3, 4)), "no host takes the one for the other");
+    assert_eq!((old.cntlids, new.cntlids), ((1, 64), (65, 128)), "no host takes the one for the other");
     assert!(old.reservation_key != new.reservation_key && new.reservation_key != 0);
     operator.settle("republished").await;
     assert_eq!(admitted(&lab).await, BTreeSet::from([host("b")]), "c8: only the new target's engine");
