@@ -20,7 +20,7 @@ use crate::nexus::retire::{self, RecordState, Recorded};
 use crate::nexus::state::NexusEvent;
 use crate::nexus::{Inner, Nexus, NexusSpec};
 use crate::rebuild::Extent;
-use crate::record::resolve::Attempt;
+use crate::record::resolve::{Attempt, FencedBy};
 use crate::record::value::{ChildInfo, EpochNote, Membership, NexusInfo};
 use crate::record::{Loaded, RecordStore, RecordValue, Revision, StoreError};
 
@@ -40,12 +40,15 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
     // Random for each create: an older process that serves the same nexus must not pass for this one.
     let incarnation = Uuid::from_bytes(runtime::random_uuid_bytes());
     let mut unfit: BTreeSet<Uuid> = BTreeSet::new();
+    // Before anything is taken: a create that arrives late must not throw its successor out.
+    refuse_told_to_stop(&load(parts.store(), &spec.record_key).await?)?;
     // Reserved first and read afterwards: an older nexus that changes the record later than that has lost its race, and
     // is stopped by the reservation or by the compare-and-swap.
     let mut found = Box::pin(find_children(&spec, &parts, &unfit)).await;
     refuse_reserved(&found)?;
     let mut fenced_at = replaced_at(&found);
     let loaded = load(parts.store(), &spec.record_key).await?;
+    refuse_told_to_stop(&loaded)?;
     let mut base = loaded.record.as_ref().map(|(value, revision)| (value.clone(), *revision));
     let mut sequence = 0;
     // Each turn loses a member that answered and then could not join: there are no more turns than children.
@@ -124,6 +127,16 @@ async fn load<S: RecordStore>(store: &S, key: &str) -> Result<Loaded, NexusError
     runtime::timeout(limits::CREATE_STORE_DEADLINE, attempt)
         .await
         .map_err(|_| NexusError::StoreUnavailable { why: "the record could not be read".into() })?
+}
+
+/// The control plane gave this nexus up before it was made, or made again (SAFETY F2).
+fn refuse_told_to_stop(loaded: &Loaded) -> Result<(), NexusError> {
+    match &loaded.record {
+        Some((value, _)) if value.info.do_self_shutdown => {
+            Err(NexusError::Fenced { by: FencedBy::ControlPlane })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Another nexus holds a child, and this one is not to replace it.
@@ -321,7 +334,7 @@ async fn join_members<D: Device>(
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) if error.kind() == ErrorKind::Unsupported => Ok(None),
             Ok(Err(error)) if error.kind() == ErrorKind::ReservationConflict => {
-                Err(NexusError::Fenced { by: crate::record::resolve::FencedBy::Replica })
+                Err(NexusError::Fenced { by: FencedBy::Replica })
             }
             Ok(Err(_)) | Err(_) => Ok(Some(found.replica)),
         }

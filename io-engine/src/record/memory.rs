@@ -1,7 +1,6 @@
 //! A store in memory, with the faults a real one has.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -39,8 +38,8 @@ struct State {
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
-    /// Of this client alone.
-    is_cut: Arc<AtomicBool>,
+    /// Of this client alone: the requests that still get through, `None` for all.
+    reach: Arc<Mutex<Option<u32>>>,
 }
 
 impl MemoryStore {
@@ -53,19 +52,32 @@ impl MemoryStore {
 
     /// Another client of the same store, to be cut off for itself.
     pub fn client(&self) -> Self {
-        Self { is_cut: Arc::default(), ..self.clone() }
+        Self { reach: Arc::default(), ..self.clone() }
     }
 
     /// Cuts this client off, or lets it through again.
     pub fn set_cut(&self, is_cut: bool) {
-        self.is_cut.store(is_cut, Ordering::Relaxed);
+        *self.reach() = is_cut.then_some(0);
         self.changed.notify_waiters();
     }
 
+    /// Cuts this client off after so many requests.
+    pub fn cut_after(&self, requests: u32) {
+        *self.reach() = Some(requests);
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Option<u32>> {
+        self.reach.lock().expect("no holder of this lock panics")
+    }
+
     fn check_reached(&self) -> Result<(), StoreError> {
-        match self.is_cut.load(Ordering::Relaxed) {
-            true => Err(StoreError::Unreachable("cut off".into())),
-            false => Ok(()),
+        match &mut *self.reach() {
+            None => Ok(()),
+            Some(0) => Err(StoreError::Unreachable("cut off".into())),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
         }
     }
 

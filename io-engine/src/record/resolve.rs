@@ -150,6 +150,11 @@ mod tests {
                 Resolution::Fenced(FencedBy::Writer(Uuid::from_u128(2))),
             ),
             (
+                "asked to stop before",
+                found(Some((self_shutdown.clone(), at(5))), ours),
+                Resolution::Fenced(FencedBy::ControlPlane),
+            ),
+            (
                 "asked to stop",
                 found(Some((self_shutdown, at(6))), ours),
                 Resolution::Fenced(FencedBy::ControlPlane),
