@@ -11,8 +11,8 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
-use io_engine::block::{BaseDevice, Blocks, Geometry, RamDevice};
-use io_engine::target::{AllowedHosts, Exported, OlderCommands, Plain, Subsystem, Target, TargetOptions};
+use io_engine::block::{Blocks, Geometry, RamDevice};
+use io_engine::target::{AllowedHosts, OlderCommands, Plain, Subsystem, Target, TargetOptions};
 use nvme::Nqn;
 use nvme::ana::AnaState;
 use uuid::Uuid;
@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         target.add(Subsystem {
             nqn,
             uuid: uuid.unwrap_or(Uuid::from_u128(0x5e17_e000_0000_4000_8000_0000_0000_0001)),
-            export: Exported::Base(Plain(BaseDevice::Ram(device))),
+            export: Plain(device),
             allowed_hosts: AllowedHosts::Any,
             cntlids: 1..=0xFFEF,
             ana_state: AnaState::Optimized,

@@ -11,6 +11,7 @@ pub mod block;
 pub mod config;
 pub mod device;
 pub mod engine;
+mod forward;
 pub mod grpc;
 pub mod host;
 pub mod initiator;

@@ -52,7 +52,7 @@ use tracing::info;
 use budget::Budget;
 use connection::Connection;
 use controller::Controller;
-pub use export::{Export, Exported, Plain};
+pub use export::{Export, Plain};
 use listener::Counted;
 use subsystem::Served;
 pub use subsystem::{AllowedHosts, OlderCommands, Subsystem};

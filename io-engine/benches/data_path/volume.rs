@@ -12,8 +12,8 @@ use io_engine::block::{BaseDevice, BlockDevice as _, Blocks, Geometry, Lba, RamD
 use io_engine::device::FileDevice;
 use io_engine::initiator::{InitiatorOptions, NvmfUri, RemoteDevice};
 use io_engine::pool::{ClusterId, Host, Pool, PoolSpec};
-use io_engine::replica::ReplicaSpec;
-use io_engine::target::{AllowedHosts, Exported, OlderCommands, Subsystem, Target, TargetOptions};
+use io_engine::replica::{Replica, ReplicaSpec};
+use io_engine::target::{AllowedHosts, OlderCommands, Subsystem, Target, TargetOptions};
 use nvme::Nqn;
 use nvme::ana::AnaState;
 use runtime::mailbox::{Sender, mailbox};
@@ -100,7 +100,7 @@ pub(crate) struct Volume {
     shard: Option<ShardHandle>,
 }
 
-async fn set_up(medium: &Medium) -> anyhow::Result<(Target<Exported>, Pool)> {
+async fn set_up(medium: &Medium) -> anyhow::Result<(Target<Replica>, Pool)> {
     let device = match medium {
         Medium::Memory => {
             let blocks = Blocks(POOL_BYTES / u64::from(BLOCK_BYTES));
@@ -126,7 +126,7 @@ async fn set_up(medium: &Medium) -> anyhow::Result<(Target<Exported>, Pool)> {
     target.add(Subsystem {
         nqn: name(),
         uuid: REPLICA,
-        export: Exported::Replica(replica),
+        export: replica,
         allowed_hosts: AllowedHosts::Any,
         cntlids: 1..=0xFFEF,
         ana_state: AnaState::Optimized,

@@ -26,7 +26,7 @@ use crate::nexus::limits;
 use crate::nexus::reserve::{Preempt, Reservation};
 use crate::nexus::state::NexusState;
 use crate::nexus::view::{ChildView, NexusHealth};
-use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, NexusSpec};
+use crate::nexus::{ChildSpec, EngineNexus, EngineParts, NexusSpec};
 use crate::rebuild::{JobState, RebuildStats};
 use crate::target::{OlderCommands, Plain, Subsystem};
 
@@ -238,9 +238,7 @@ impl Core {
             host: self.config.host_nqn.clone(),
             initiator: InitiatorOptions::default(),
             find_local: Rc::new(move |uri: &str| match uri.parse() {
-                Ok(DeviceUri::Bdev { name, .. }) => {
-                    core.upgrade()?.find_replica_by_name(&name).map(ChildDevice::Replica)
-                }
+                Ok(DeviceUri::Bdev { name, .. }) => core.upgrade()?.find_replica_by_name(&name),
                 _ => None,
             }),
             store: self.stores.of(record_key),

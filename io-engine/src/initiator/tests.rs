@@ -19,7 +19,7 @@ use crate::reservation::fence::calls;
 use crate::target::testing::{
     FakeReplica, VOLUME, everywhere, nqn, only, simulated, subsystem, target, until,
 };
-use crate::target::{Exported, Plain, Subsystem, Target, TargetOptions};
+use crate::target::{Plain, Subsystem, Target, TargetOptions};
 
 fn uri(address: SocketAddr) -> NvmfUri {
     let host = nqn("node-name:n1");
@@ -150,13 +150,13 @@ fn notes_of_absent_members_reach_the_replica_and_come_back() {
 #[test]
 fn a_target_without_membership_is_used_and_answers_unsupported() {
     everywhere(async |address| {
-        let target: Target<Exported> =
+        let target: Target<Plain<BaseDevice>> =
             Target::bind(address, TargetOptions::default()).await.expect("the port is free");
         let plain = subsystem("r", &FakeReplica::new());
         let memory = BaseDevice::Memory(MemoryDevice::of_len(1 << 20, 4096));
         target
             .add(Subsystem {
-                export: Exported::Base(Plain(memory)),
+                export: Plain(memory),
                 nqn: plain.nqn,
                 uuid: plain.uuid,
                 allowed_hosts: plain.allowed_hosts,
@@ -582,7 +582,7 @@ fn f1_a_remote_device_reserves_and_is_fenced() {
 fn a_target_without_reservations_says_so() {
     everywhere(async |address| {
         let target = Target::bind(address, TargetOptions::default()).await.expect("the port is free");
-        let export = Exported::Base(Plain(BaseDevice::Memory(MemoryDevice::of_len(1 << 20, 512))));
+        let export = Plain(BaseDevice::Memory(MemoryDevice::of_len(1 << 20, 512)));
         let fake = subsystem("r", &FakeReplica::new());
         target
             .add(Subsystem {

@@ -1,17 +1,13 @@
-//! The children an engine has: replicas of its own, replicas of others, bare devices.
+//! The children an engine has: replicas of its own and of others.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use nvme::Nqn;
-use runtime::{IoBuf, IoBytes};
-use uuid::Uuid;
 
-use crate::block::{BaseDevice, BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, WriteOptions};
+use crate::block::{BlockError, ErrorKind};
+use crate::forward::{forward_block_device, forward_member};
 use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice, host_id};
-use crate::member::{
-    Absence, Epoch, Member, MemberReport, Missed, ReservationReport, ReservationType, Reserve,
-};
+use crate::member::{ReservationReport, ReservationType, Reserve};
 use crate::nexus::child::{Device, Parts};
 use crate::record::Store;
 use crate::replica::Replica;
@@ -23,141 +19,16 @@ pub enum ChildDevice {
     Replica(Replica),
     /// A replica of another engine.
     Remote(RemoteDevice),
-    /// A device without a pool; it keeps no membership.
-    Base(BaseDevice),
 }
 
-macro_rules! on_child_device {
-    ($self:expr, $device:ident => $call:expr) => {
-        match $self {
-            ChildDevice::Replica($device) => $call,
-            ChildDevice::Remote($device) => $call,
-            ChildDevice::Base($device) => $call,
-        }
-    };
-}
-
-impl BlockDevice for ChildDevice {
-    fn geometry(&self) -> Geometry {
-        on_child_device!(self, device => device.geometry())
-    }
-
-    async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
-        on_child_device!(self, device => device.read(lba, buf).await)
-    }
-
-    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
-        on_child_device!(self, device => device.write(lba, data, options).await)
-    }
-
-    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
-        on_child_device!(self, device => device.write_zeroes(range, options).await)
-    }
-
-    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
-        on_child_device!(self, device => device.unmap(range).await)
-    }
-
-    async fn flush(&self) -> Result<(), BlockError> {
-        on_child_device!(self, device => device.flush().await)
-    }
-}
-
-fn no_member() -> BlockError {
-    BlockError::new(ErrorKind::Unsupported, "a bare device keeps no membership")
-}
-
-impl Member for ChildDevice {
-    async fn report(&self) -> Result<MemberReport, BlockError> {
-        match self {
-            Self::Replica(replica) => replica.report().await,
-            Self::Remote(remote) => remote.report().await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn join(&self, volume: Uuid, epoch: Epoch, caught_up: bool) -> Result<(), BlockError> {
-        match self {
-            Self::Replica(replica) => replica.join(volume, epoch, caught_up).await,
-            Self::Remote(remote) => remote.join(volume, epoch, caught_up).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn close_regions(&self, regions: &[u64]) -> Result<(), BlockError> {
-        match self {
-            Self::Replica(replica) => replica.close_regions(regions).await,
-            Self::Remote(remote) => remote.close_regions(regions).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn allocated(
-        &self,
-        within: Range<u64>,
-        runs_max: usize,
-    ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
-        match self {
-            Self::Replica(replica) => replica.allocated(within, runs_max).await,
-            Self::Remote(remote) => remote.allocated(within, runs_max).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn note_absent(
-        &self,
-        member: Uuid,
-        left_at: Epoch,
-        regions: &[u64],
-        more_follow: bool,
-    ) -> Result<(), BlockError> {
-        match self {
-            Self::Replica(replica) => replica.note_absent(member, left_at, regions, more_follow).await,
-            Self::Remote(remote) => remote.note_absent(member, left_at, regions, more_follow).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn absent(&self) -> Result<Vec<Absence>, BlockError> {
-        match self {
-            Self::Replica(replica) => replica.absent().await,
-            Self::Remote(remote) => remote.absent().await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn missed(
-        &self,
-        member: Uuid,
-        first_region: u64,
-        regions_max: usize,
-    ) -> Result<Option<Missed>, BlockError> {
-        match self {
-            Self::Replica(replica) => replica.missed(member, first_region, regions_max).await,
-            Self::Remote(remote) => remote.missed(member, first_region, regions_max).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-
-    async fn forget_absent(&self, member: Uuid) -> Result<(), BlockError> {
-        match self {
-            Self::Replica(replica) => replica.forget_absent(member).await,
-            Self::Remote(remote) => remote.forget_absent(member).await,
-            Self::Base(_) => Err(no_member()),
-        }
-    }
-}
-
-fn no_reservations() -> BlockError {
-    BlockError::new(ErrorKind::Unsupported, "the device has no reservations")
-}
+forward_block_device!(ChildDevice: Replica, Remote);
+forward_member!(ChildDevice: Replica, Remote);
 
 impl Reserve for ChildDevice {
     async fn register(&self, key: u64) -> Result<(), BlockError> {
         match self {
             Self::Replica(replica) => replica.register(key).await,
             Self::Remote(remote) => remote.register(key).await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -165,7 +36,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.unregister().await,
             Self::Remote(remote) => remote.unregister().await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -173,7 +43,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.acquire(kind, key).await,
             Self::Remote(remote) => remote.acquire(kind, key).await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -181,7 +50,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.preempt(kind, key, preempted).await,
             Self::Remote(remote) => remote.preempt(kind, key, preempted).await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -189,7 +57,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.release(kind, key).await,
             Self::Remote(remote) => remote.release(kind, key).await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -197,7 +64,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.reservation().await,
             Self::Remote(remote) => remote.reservation().await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 
@@ -205,7 +71,6 @@ impl Reserve for ChildDevice {
         match self {
             Self::Replica(replica) => replica.confirm().await,
             Self::Remote(remote) => remote.confirm().await,
-            Self::Base(_) => Err(no_reservations()),
         }
     }
 }
@@ -222,8 +87,8 @@ impl Device for ChildDevice {
     }
 }
 
-/// Finds what a URI without a network address names on this engine.
-pub type FindLocal = Rc<dyn Fn(&str) -> Option<ChildDevice>>;
+/// Finds the replica of this engine that a URI without a network address names.
+pub type FindLocal = Rc<dyn Fn(&str) -> Option<Replica>>;
 
 /// What the nexuses of an engine are built from.
 #[derive(Clone)]
@@ -232,7 +97,7 @@ pub struct EngineParts {
     pub host: Nqn,
     /// How we connect to them.
     pub initiator: InitiatorOptions,
-    /// Local replicas and bare devices.
+    /// Local replicas.
     pub find_local: FindLocal,
     /// Where records are kept.
     pub store: Store,
@@ -251,11 +116,8 @@ impl Parts for EngineParts {
         }
         let found = (self.find_local)(uri)
             .ok_or_else(|| BlockError::new(ErrorKind::PathLost, format!("{uri} is not on this engine")))?;
-        Ok(match found {
-            // Each nexus has a registration of its own, also beside another on this engine (SAFETY F1).
-            ChildDevice::Replica(replica) => ChildDevice::Replica(replica.opened_by(host_id(&self.host).0)),
-            other => other,
-        })
+        // Each nexus has a registration of its own, also beside another on this engine (SAFETY F1).
+        Ok(ChildDevice::Replica(found.opened_by(host_id(&self.host).0)))
     }
 
     fn store(&self) -> &Store {

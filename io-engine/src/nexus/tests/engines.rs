@@ -24,7 +24,7 @@ use crate::nexus::child_state::ChildState;
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::tests::oracle::{CLIENTS, Oracle, client, seeds};
 use crate::nexus::view::NexusHealth;
-use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, Nexus, NexusSpec};
+use crate::nexus::{ChildSpec, EngineNexus, EngineParts, Nexus, NexusSpec};
 use crate::pool::{ClusterId, Expected, Host, Pool, PoolSpec};
 use crate::record::Store;
 use crate::record::memory::{Fault, MemoryStore};
@@ -136,7 +136,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         rebuild_bytes_per_second: None,
         reservation: None,
     };
-    let find_local = Rc::new(move |_: &str| Some(ChildDevice::Replica(local.clone())));
+    let find_local = Rc::new(move |_: &str| Some(local.clone()));
     let parts = EngineParts {
         host: nqn("node-name:engine-0"),
         initiator: InitiatorOptions::default(),

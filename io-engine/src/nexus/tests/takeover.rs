@@ -16,7 +16,7 @@ use crate::initiator::{InitiatorOptions, NvmfUri, RemoteDevice, host_id};
 use crate::member::{Registrant, ReservationType};
 use crate::nexus::reserve::{Preempt, Reservation};
 use crate::nexus::state::NexusState;
-use crate::nexus::{ChildDevice, ChildSpec, EngineNexus, EngineParts, Nexus, NexusSpec};
+use crate::nexus::{ChildSpec, EngineNexus, EngineParts, Nexus, NexusSpec};
 use crate::record::Store;
 use crate::record::memory::MemoryStore;
 use crate::replica::Replica;
@@ -109,7 +109,7 @@ impl Engines {
         let parts = EngineParts {
             host: nqn(format!("node-name:engine-{on}")),
             initiator: InitiatorOptions::default(),
-            find_local: Rc::new(move |_: &str| replicas.borrow()[on].clone().map(ChildDevice::Replica)),
+            find_local: Rc::new(move |_: &str| replicas.borrow()[on].clone()),
             store: Store::Memory(store.clone()),
         };
         let made = self.within_a_minute(on, Box::pin(Nexus::create(spec, parts))).expect("made in time");
