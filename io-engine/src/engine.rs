@@ -22,6 +22,7 @@ mod nexuses;
 mod pools;
 mod remembered;
 mod replicas;
+mod standby;
 mod stores;
 mod turns;
 

@@ -13,8 +13,9 @@ use std::path::Path;
 use engine::{Process, eventually};
 use engine_api::suite::{self, Subject};
 use engine_api::{
-    Call, CreateNexus, CreatePool, CreateReplica, ErrorKind, ImportPool, NexusState, PoolRef, Share,
+    AnaState, Call, CreateNexus, CreatePool, CreateReplica, ErrorKind, ImportPool, NexusState, PoolRef, Share,
 };
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
@@ -238,6 +239,43 @@ async fn a_nexus_mirrors_over_engines() {
         api.destroy_replica(Call::plain(), destroy.clone()).await.is_ok()
     })
     .await;
+}
+
+/// A nexus on standby uses nothing; one that is being let serve uses what it is about to open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn c3_a_replica_that_a_standby_is_opening_is_not_destroyed() {
+    let engine = Process::start().await;
+    let (api, disk) = (engine.api(), engine.disk("a", 128 * MIB));
+    api.create_pool(Call::plain(), pool("p", &disk)).await.expect("made");
+    let made = api.create_replica(Call::plain(), replica(1, "p", None)).await.expect("made");
+    // It accepts connections and says nothing: the nexus waits for it.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = silent.local_addr().expect("bound");
+    let remote = format!("nvmf+tcp://{address}/nqn.2019-05.io.openebs:x?uuid={}", Uuid::from_u128(2));
+    let uuid = Uuid::from_u128(9);
+    let request = CreateNexus {
+        name: Uuid::from_u128(8).to_string(),
+        uuid,
+        size_bytes: 16 * MIB,
+        cntlids: 1..=2,
+        reservation: None,
+        standby: true,
+        children: vec![made.uri, remote],
+        info_key: None,
+    };
+    api.create_nexus(Call::plain(), request).await.expect("it touches nothing");
+    api.publish_nexus(Call::plain(), uuid, Share::default()).await.expect("published");
+    let other = engine.api();
+    let beginning =
+        tokio::spawn(async move { other.set_ana_state(Call::plain(), uuid, AnaState::Optimized).await });
+    let (_connection, _) = silent.accept().await.expect("the nexus opens its children");
+    let destroy = engine_api::DestroyReplica { uuid: made.uuid, pool: None };
+    let refused = api.destroy_replica(Call::plain(), destroy.clone()).await.expect_err("about to be used");
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
+    beginning.await.expect("no panic").expect_err("a volume that was never opened needs all its children");
+    assert_eq!(api.get_ana_state(uuid).await, Ok(AnaState::Inaccessible), "it stands by as before");
+    api.destroy_replica(Call::plain(), destroy).await.expect("nobody uses it");
+    api.destroy_nexus(Call::plain(), uuid).await.expect("destroyed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -88,7 +88,8 @@ stories! {
         the_last_healthy_child_stays,
         a_child_goes_offline_and_comes_back,
         a_nexus_that_was_shut_down_changes_no_more,
-        hosts_are_told_the_access_state_of_their_path;
+        hosts_are_told_the_access_state_of_their_path,
+        a_nexus_on_standby_serves_once_it_is_optimized;
     fences:
         c3_a_deposed_leader_changes_nothing;
 }

@@ -4,8 +4,8 @@ use std::rc::Weak;
 
 use nvme::command::reservation::ReservationCommand;
 
+use super::standby::Serving;
 use crate::forward::{forward_block_device, forward_member};
-use crate::nexus::EngineNexus;
 use crate::replica::Replica;
 use crate::reservation::state::Host;
 use crate::reservation::{Notice, Reservable, Reservations, Reserving};
@@ -17,7 +17,7 @@ pub(super) enum EngineExport {
     /// A replica, for nexuses elsewhere.
     Replica(Replica),
     /// A nexus, for hosts.
-    Nexus(Plain<EngineNexus>),
+    Nexus(Plain<Serving>),
 }
 
 forward_block_device!(EngineExport: Replica, Nexus);

@@ -16,7 +16,9 @@ use super::core::Core;
 use super::export::EngineExport;
 use super::fault::{of_nexus, of_target};
 use super::replicas::{allowed_hosts, nqn_of};
+use super::standby::Serving;
 use super::turns::Object;
+use crate::block::{BlockDevice, Blocks, Geometry};
 use crate::device::DeviceUri;
 use crate::initiator::InitiatorOptions;
 use crate::member::ReservationType;
@@ -36,13 +38,24 @@ pub(super) struct Slot {
     /// Replicas and URIs it was made with.
     children: Vec<ChildSpec>,
     cntlids: std::ops::RangeInclusive<u16>,
-    /// Absent while it is being made.
+    /// Absent while it is being made, and on standby.
     nexus: Option<EngineNexus>,
+    standby: Option<Standby>,
+    serving: Serving,
     share: Option<Share>,
     /// What hosts see while it is exported.
     ana_state: AnaState,
     /// Holds hosts' I/O while they are told that this path is inaccessible.
     paused: Option<Paused>,
+}
+
+/// A nexus that has touched nothing yet.
+#[derive(Clone)]
+struct Standby {
+    spec: NexusSpec,
+    /// Its children are being opened.
+    is_beginning: bool,
+    is_ended: bool,
 }
 
 fn time(time: Option<SystemTime>) -> Option<Timestamp> {
@@ -152,11 +165,55 @@ fn not_published(uuid: Uuid) -> ApiError {
 }
 
 impl Core {
-    fn show_slot(&self, uuid: Uuid, slot: &Slot) -> Option<Shown> {
-        let view = slot.nexus.as_ref()?.view();
+    /// What hosts see of the path: where they connect, and its access state.
+    fn show_path(&self, uuid: Uuid, slot: &Slot) -> (Option<String>, ShownAna) {
         let nqn = subsystem_nqn(&slot.name);
+        let uri =
+            || format!("nvmf+tcp://{}/{nqn}?uuid={}", self.target.address(), identity(&slot.name, uuid));
         let ana_state =
             nqn_of(&slot.name).and_then(|nqn| self.target.ana_state(&nqn).map_err(|error| of_target(&error)));
+        let ana_state = match ana_state {
+            Ok(AnaState::Optimized) => ShownAna::Optimized,
+            Ok(AnaState::NonOptimized) => ShownAna::NonOptimized,
+            Ok(AnaState::Inaccessible) => ShownAna::Inaccessible,
+            Ok(AnaState::PersistentLoss) => ShownAna::PersistentLoss,
+            Ok(AnaState::Change) => ShownAna::Change,
+            Err(_) => ShownAna::Invalid,
+        };
+        (slot.share.is_some().then(uri), ana_state)
+    }
+
+    fn show_standby(&self, uuid: Uuid, slot: &Slot, standby: &Standby) -> Shown {
+        let (device_uri, ana_state) = self.show_path(uuid, slot);
+        let (state, reason) = child_state(ChildState::Opening);
+        let child = |child: &ChildSpec| Child {
+            uri: child.uri.clone(),
+            state,
+            reason,
+            rebuild_percent: None,
+            device_name: None,
+            faulted_at: None,
+            is_missed_known: false,
+        };
+        Shown {
+            uuid,
+            name: slot.name.clone(),
+            size_bytes: standby.spec.size_bytes,
+            state: if standby.is_ended { ShownState::Shutdown } else { ShownState::Unknown },
+            children: slot.children.iter().map(child).collect(),
+            device_uri,
+            rebuilds: 0,
+            ana_state,
+            allowed_hosts: slot.share.clone().unwrap_or_default().allowed_hosts,
+        }
+    }
+
+    fn show_slot(&self, uuid: Uuid, slot: &Slot) -> Option<Shown> {
+        if let Some(standby) = &slot.standby {
+            return Some(self.show_standby(uuid, slot, standby));
+        }
+        let view = slot.nexus.as_ref()?.view();
+        let (device_uri, ana_state) = self.show_path(uuid, slot);
         Some(Shown {
             uuid,
             name: slot.name.clone(),
@@ -172,17 +229,8 @@ impl Core {
             rebuilds: u32::try_from(view.children.iter().filter(|child| child.rebuild.is_some()).count())
                 .unwrap_or(u32::MAX),
             children: view.children.into_iter().map(child).collect(),
-            device_uri: slot.share.is_some().then(|| {
-                format!("nvmf+tcp://{}/{nqn}?uuid={}", self.target.address(), identity(&slot.name, uuid))
-            }),
-            ana_state: match ana_state {
-                Ok(AnaState::Optimized) => ShownAna::Optimized,
-                Ok(AnaState::NonOptimized) => ShownAna::NonOptimized,
-                Ok(AnaState::Inaccessible) => ShownAna::Inaccessible,
-                Ok(AnaState::PersistentLoss) => ShownAna::PersistentLoss,
-                Ok(AnaState::Change) => ShownAna::Change,
-                Err(_) => ShownAna::Invalid,
-            },
+            device_uri,
+            ana_state,
             allowed_hosts: slot.share.clone().unwrap_or_default().allowed_hosts,
         })
     }
@@ -199,15 +247,25 @@ impl Core {
 
     /// A nexus that was made.
     pub(super) fn nexus(&self, uuid: Uuid) -> Result<EngineNexus, ApiError> {
+        if self.standby(uuid).is_some() {
+            return Err(ApiError::precondition(format!("nexus {uuid} is on standby")));
+        }
         let nexuses = self.nexuses.borrow();
         nexuses.get(&uuid).and_then(|slot| slot.nexus.clone()).ok_or_else(|| not_found(uuid))
+    }
+
+    fn standby(&self, uuid: Uuid) -> Option<Standby> {
+        self.nexuses.borrow().get(&uuid)?.standby.clone()
     }
 
     /// The name of a nexus on this engine that has a replica open, or is opening it.
     pub(super) fn user_of(&self, replica: Uuid) -> Option<String> {
         let nexuses = self.nexuses.borrow();
         let uses = |slot: &&Slot| match &slot.nexus {
-            None => slot.children.iter().any(|child| child.replica == replica),
+            None => {
+                let is_idle = slot.standby.as_ref().is_some_and(|standby| !standby.is_beginning);
+                !is_idle && slot.children.iter().any(|child| child.replica == replica)
+            }
             Some(nexus) => {
                 let view = nexus.view();
                 let is_open = |child: &ChildView| {
@@ -258,9 +316,6 @@ impl Core {
         if self.nexuses.borrow().contains_key(&uuid) {
             return Err(ApiError::internal(format!("a nexus of id {uuid} exists")));
         }
-        if request.standby {
-            return Err(ApiError::new(ErrorKind::Unimplemented, "nexuses on standby"));
-        }
         nqn_of(&request.name)?;
         let children: Vec<_> = request.children.into_iter().map(|uri| self.child_spec(uri)).collect();
         for (at, child) in children.iter().enumerate() {
@@ -268,14 +323,11 @@ impl Core {
                 return Err(ApiError::invalid(format!("child {} is named twice", child.uri)));
             }
         }
-        // A replica elsewhere may be away for a while, and the nexus opens without it; one that should be here is here or
-        // is a mistake.
-        let here = |child: &&ChildSpec| matches!(child.uri.parse(), Ok(DeviceUri::Bdev { .. }));
-        if let Some(child) =
-            children.iter().filter(here).find(|child| self.find_replica(child.replica).is_none())
-        {
-            let what = format!("child {} cannot be opened: no such replica in the loaded pools", child.uri);
-            return Err(ApiError::invalid(what));
+        if children.is_empty() && request.standby {
+            return Err(ApiError::internal("a nexus needs children"));
+        }
+        if !request.standby {
+            self.check_here(&children)?;
         }
         let record_key = request.info_key.unwrap_or_else(|| uuid.to_string());
         let spec = NexusSpec {
@@ -284,34 +336,84 @@ impl Core {
             volume: identity(&request.name, uuid),
             size_bytes: request.size_bytes,
             children: children.clone(),
-            record_key: record_key.clone(),
+            record_key,
             given_up: Vec::new(),
             rebuild_bytes_per_second: None,
             reservation: request.reservation.map(reservation),
         };
+        let shown = self.shown_geometry(&spec);
+        let standby =
+            request.standby.then(|| Standby { spec: spec.clone(), is_beginning: false, is_ended: false });
         let slot = Slot {
             name: request.name,
             children,
             cntlids: request.cntlids,
             nexus: None,
+            ana_state: if standby.is_some() { AnaState::Inaccessible } else { AnaState::Optimized },
+            standby,
+            serving: Serving::new(shown),
             share: None,
-            ana_state: AnaState::Optimized,
             paused: None,
         };
         self.nexuses.borrow_mut().insert(uuid, slot);
-        match Box::pin(EngineNexus::create(spec, self.parts(&record_key))).await {
-            Ok(nexus) => {
-                self.close_hosts_when_stopped(&nexus);
-                if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {
-                    slot.nexus = Some(nexus);
-                }
-                self.show_nexus(uuid)
-            }
+        if request.standby {
+            return self.show_nexus(uuid);
+        }
+        match self.begin(spec, false).await {
+            Ok(()) => self.show_nexus(uuid),
             Err(error) => {
                 self.nexuses.borrow_mut().remove(&uuid);
-                Err(of_nexus(&error))
+                Err(error)
             }
         }
+    }
+
+    /// What hosts are told before the children are opened: a local one may be asked without touching it.
+    fn shown_geometry(&self, spec: &NexusSpec) -> Geometry {
+        let local = spec.children.iter().find_map(|child| self.find_replica(child.replica));
+        let block_bytes = local.map_or(512, |(_, replica)| replica.geometry().block_bytes);
+        Geometry { block_bytes, blocks: Blocks(spec.size_bytes / u64::from(block_bytes)) }
+    }
+
+    /// A replica elsewhere may be away for a while, and the nexus opens without it; one that should be here is here or
+    /// is a mistake.
+    fn check_here(&self, children: &[ChildSpec]) -> Result<(), ApiError> {
+        let here = |child: &&ChildSpec| matches!(child.uri.parse(), Ok(DeviceUri::Bdev { .. }));
+        match children.iter().filter(here).find(|child| self.find_replica(child.replica).is_none()) {
+            None => Ok(()),
+            Some(child) => {
+                let what = "no such replica in the loaded pools";
+                Err(ApiError::invalid(format!("child {} cannot be opened: {what}", child.uri)))
+            }
+        }
+    }
+
+    fn set_beginning(&self, uuid: Uuid, is_beginning: bool) {
+        let mut nexuses = self.nexuses.borrow_mut();
+        if let Some(standby) = nexuses.get_mut(&uuid).and_then(|slot| slot.standby.as_mut()) {
+            standby.is_beginning = is_beginning;
+        }
+    }
+
+    /// Opens the children of a slot and lets its nexus serve. Hosts that were told a geometry keep it.
+    async fn begin(self: &Rc<Self>, spec: NexusSpec, was_shown: bool) -> Result<(), ApiError> {
+        let (uuid, record_key) = (spec.uuid, spec.record_key.clone());
+        let told = self.nexuses.borrow().get(&uuid).map(|slot| slot.serving.geometry());
+        let created = Box::pin(EngineNexus::create(spec, self.parts(&record_key))).await;
+        let nexus = created.map_err(|error| of_nexus(&error))?;
+        if was_shown && told != Some(nexus.geometry()) {
+            nexus.shutdown().await.map_err(|error| of_nexus(&error))?;
+            let why =
+                format!("nexus {uuid}: its children have other blocks, or less room, than hosts were told");
+            return Err(ApiError::invalid(why));
+        }
+        self.close_hosts_when_stopped(&nexus);
+        if let Some(slot) = self.nexuses.borrow_mut().get_mut(&uuid) {
+            slot.standby = None;
+            slot.serving.begin(nexus.clone());
+            slot.nexus = Some(nexus);
+        }
+        Ok(())
     }
 
     /// A nexus that stops for any reason answers nothing any more: its hosts are let go at once, so that they try
@@ -341,15 +443,28 @@ impl Core {
 
     pub(super) async fn destroy_nexus(&self, call: Call, uuid: Uuid) -> Result<(), ApiError> {
         let _turn = self.turn(Object::Nexus(uuid), call).await?;
-        let nexus = self.nexus(uuid)?;
+        let nexus = match self.standby(uuid) {
+            Some(_) => None,
+            None => Some(self.nexus(uuid)?),
+        };
         self.withdraw(uuid);
-        nexus.shutdown().await.map_err(|error| of_nexus(&error))?;
+        if let Some(nexus) = nexus {
+            nexus.shutdown().await.map_err(|error| of_nexus(&error))?;
+        }
         self.nexuses.borrow_mut().remove(&uuid);
         Ok(())
     }
 
     pub(super) async fn shutdown_nexus(&self, call: Call, uuid: Uuid) -> Result<Shown, ApiError> {
         let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        if let Some(standby) = self.nexuses.borrow_mut().get_mut(&uuid).and_then(|slot| slot.standby.as_mut())
+        {
+            standby.is_ended = true;
+        }
+        if self.standby(uuid).is_some() {
+            self.withdraw(uuid);
+            return self.show_nexus(uuid);
+        }
         self.nexus(uuid)?.shutdown().await.map_err(|error| of_nexus(&error))?;
         self.show_nexus(uuid)
     }
@@ -361,25 +476,21 @@ impl Core {
         share: Share,
     ) -> Result<Shown, ApiError> {
         let _turn = self.turn(Object::Nexus(uuid), call).await?;
-        let nexus = self.nexus(uuid)?;
-        let state = nexus.view().state;
-        if !matches!(state, NexusState::Open | NexusState::Holding) {
-            return Err(ApiError::precondition(format!("nexus {uuid} is {state}")));
-        }
-        let nqn = nqn_of(nexus.name())?;
+        self.check_serves(uuid)?;
         let allowed_hosts = allowed_hosts(&share.allowed_hosts)?;
-        let (cntlids, ana_state) = {
+        let (name, cntlids, ana_state, serving) = {
             let nexuses = self.nexuses.borrow();
             let slot = nexuses.get(&uuid).ok_or_else(|| not_found(uuid))?;
-            (slot.cntlids.clone(), slot.ana_state)
+            (slot.name.clone(), slot.cntlids.clone(), slot.ana_state, slot.serving.clone())
         };
+        let nqn = nqn_of(&name)?;
         let served = if self.target.serves(&nqn) {
             self.target.set_allowed_hosts(&nqn, allowed_hosts)
         } else {
             self.target.add(Subsystem {
                 nqn,
-                uuid: nexus.volume(),
-                export: EngineExport::Nexus(Plain(nexus)),
+                uuid: identity(&name, uuid),
+                export: EngineExport::Nexus(Plain(serving)),
                 allowed_hosts,
                 cntlids,
                 ana_state,
@@ -397,27 +508,37 @@ impl Core {
 
     pub(super) async fn unpublish_nexus(&self, call: Call, uuid: Uuid) -> Result<Shown, ApiError> {
         let _turn = self.turn(Object::Nexus(uuid), call).await?;
-        self.nexus(uuid)?;
+        self.show_nexus(uuid)?;
         self.withdraw(uuid);
         self.show_nexus(uuid)
     }
 
+    /// Refuses a nexus that was shut down or stopped.
+    fn check_serves(&self, uuid: Uuid) -> Result<(), ApiError> {
+        let state = match self.standby(uuid) {
+            Some(standby) if standby.is_ended => NexusState::Shutdown,
+            Some(_) => NexusState::Open,
+            None => self.nexus(uuid)?.view().state,
+        };
+        match state {
+            NexusState::Open | NexusState::Holding => Ok(()),
+            state => Err(ApiError::precondition(format!("nexus {uuid} is {state}"))),
+        }
+    }
+
     pub(super) async fn set_ana_state(
-        &self,
+        self: &Rc<Self>,
         call: Call,
         uuid: Uuid,
         state: ShownAna,
     ) -> Result<Shown, ApiError> {
         let _turn = self.turn(Object::Nexus(uuid), call).await?;
-        let nexus = self.nexus(uuid)?;
-        let is_at = nexus.view().state;
-        if !matches!(is_at, NexusState::Open | NexusState::Holding) {
-            return Err(ApiError::precondition(format!("nexus {uuid} is {is_at}")));
-        }
-        let nqn = nqn_of(nexus.name())?;
-        if !self.target.serves(&nqn) {
+        self.check_serves(uuid)?;
+        let shown = self.show_nexus(uuid)?;
+        if shown.device_uri.is_none() {
             return Err(not_published(uuid));
         }
+        let nqn = nqn_of(&shown.name)?;
         let wanted = match state {
             ShownAna::Optimized => AnaState::Optimized,
             ShownAna::NonOptimized => AnaState::NonOptimized,
@@ -426,6 +547,19 @@ impl Core {
                 return Err(ApiError::invalid(format!("{state:?} is no ANA state that can be asked for")));
             }
         };
+        if let Some(standby) = self.standby(uuid) {
+            match wanted {
+                AnaState::Inaccessible => return Ok(shown),
+                AnaState::Optimized => {}
+                _ => return Err(ApiError::precondition(format!("nexus {uuid} is on standby"))),
+            }
+            self.check_here(&standby.spec.children)?;
+            self.set_beginning(uuid, true);
+            let begun = self.begin(standby.spec, true).await;
+            self.set_beginning(uuid, false);
+            begun?;
+        }
+        let nexus = self.nexus(uuid)?;
         // Held first and told afterwards: a host that hears of it sends its commands elsewhere, and none of those that
         // went on here may land after them.
         let paused = match wanted {

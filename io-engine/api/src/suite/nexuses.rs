@@ -262,3 +262,40 @@ pub(super) async fn hosts_are_told_the_access_state_of_their_path(subject: &Subj
     assert_eq!(kind(answer), ErrorKind::FailedPrecondition);
     clean_up(subject).await;
 }
+
+pub(super) async fn a_nexus_on_standby_serves_once_it_is_optimized(subject: &Subject) {
+    use AnaState::{Inaccessible, NonOptimized, Optimized};
+    let engine = &subject.engine;
+    let uris = two_replicas(subject).await;
+    let standby = |children: &[String]| CreateNexus { standby: true, ..create_nexus(children) };
+    let made = engine.create_nexus(PLAIN, standby(&uris)).await.expect("touches nothing");
+    assert_eq!((made.state, made.children.len()), (NexusState::Unknown, 2));
+    let add = AddChild { nexus: NEXUS, uri: uris[1].clone(), rebuild: true };
+    assert_eq!(kind(engine.add_child(PLAIN, add).await), ErrorKind::FailedPrecondition);
+    assert_eq!(kind(engine.set_ana_state(PLAIN, NEXUS, Optimized).await), ErrorKind::InvalidArgument);
+    let shown = engine.publish_nexus(PLAIN, NEXUS, Share::default()).await.expect("published");
+    assert_eq!(shown.ana_state, Inaccessible);
+    let refused = engine.set_ana_state(PLAIN, NEXUS, NonOptimized).await;
+    assert_eq!(kind(refused), ErrorKind::FailedPrecondition);
+    engine.set_ana_state(PLAIN, NEXUS, Inaccessible).await.expect("it is");
+    for _ in 0..2 {
+        let shown = engine.set_ana_state(PLAIN, NEXUS, Optimized).await.expect("its children are there");
+        assert_eq!((shown.state, shown.ana_state), (NexusState::Online, Optimized));
+        assert_eq!(shown.device_uri, seen(subject).await.device_uri);
+    }
+    engine.destroy_nexus(PLAIN, NEXUS).await.expect("destroyed");
+    // One that could not begin stays as it was, and one that never began is shut down and removed like any other.
+    let missing = format!("bdev:///nowhere?uuid={}", Uuid::from_u128(1));
+    engine.create_nexus(PLAIN, standby(&[uris[0].clone(), missing])).await.expect("touches nothing");
+    engine.publish_nexus(PLAIN, NEXUS, Share::default()).await.expect("published");
+    let refused = engine.set_ana_state(PLAIN, NEXUS, Optimized).await;
+    assert_eq!(kind(refused), ErrorKind::InvalidArgument);
+    assert_eq!(engine.get_ana_state(NEXUS).await, Ok(Inaccessible));
+    for _ in 0..2 {
+        let shown = engine.shutdown_nexus(PLAIN, NEXUS).await.expect("shut down");
+        assert_eq!(shown.state, NexusState::Shutdown);
+    }
+    let refused = engine.set_ana_state(PLAIN, NEXUS, Optimized).await;
+    assert_eq!(kind(refused), ErrorKind::FailedPrecondition);
+    clean_up(subject).await;
+}
