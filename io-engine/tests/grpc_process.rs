@@ -222,7 +222,8 @@ async fn a_nexus_mirrors_over_engines() {
     api.publish_nexus(Call::plain(), uuid, Share::default()).await.expect("published");
 
     // A replica that a nexus elsewhere has open is not destroyed (SAFETY C3).
-    let destroy = engine_api::DestroyReplica { uuid: Uuid::from_u128(2), pool: None };
+    let destroy =
+        engine_api::DestroyReplica { uuid: Uuid::from_u128(2), pool: None, despite_reservation: false };
     let refused = second.api().destroy_replica(Call::plain(), destroy.clone()).await.expect_err("in use");
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
 
@@ -269,7 +270,7 @@ async fn c3_a_replica_that_a_standby_is_opening_is_not_destroyed() {
     let beginning =
         tokio::spawn(async move { other.set_ana_state(Call::plain(), uuid, AnaState::Optimized).await });
     let (_connection, _) = silent.accept().await.expect("the nexus opens its children");
-    let destroy = engine_api::DestroyReplica { uuid: made.uuid, pool: None };
+    let destroy = engine_api::DestroyReplica { uuid: made.uuid, pool: None, despite_reservation: false };
     let refused = api.destroy_replica(Call::plain(), destroy.clone()).await.expect_err("about to be used");
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
     beginning.await.expect("no panic").expect_err("a volume that was never opened needs all its children");

@@ -230,7 +230,7 @@ impl Mirror {
     pub async fn destroy(self, lab: &Lab) -> Result<()> {
         self.close(lab).await?;
         for copy in &self.copies {
-            let request = DestroyReplica { uuid: copy.uuid, pool: None };
+            let request = DestroyReplica { uuid: copy.uuid, pool: None, despite_reservation: true };
             match lab.node(copy.node).api()?.destroy_replica(Call::plain(), request).await {
                 Err(error) if error.kind() != ErrorKind::Gone => return Err(error.into()),
                 _ => {}

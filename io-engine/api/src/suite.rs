@@ -84,6 +84,7 @@ stories! {
         a_nexus_needs_children_that_open,
         a_nexus_name_or_id_is_taken_once,
         c3_a_replica_in_use_is_not_destroyed,
+        c3_a_reserved_replica_is_destroyed_only_when_the_call_says_so,
         a_child_is_added_and_rebuilt,
         the_last_healthy_child_stays,
         a_child_goes_offline_and_comes_back,

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::core::{Core, Loaded};
 use super::fault::{of_open, of_pool};
 use super::remembered::{self, RememberedPool};
+use super::replicas::check_unreserved;
 use super::turns::Object;
 use crate::block::BaseDevice;
 use crate::device::{self, DeviceUri};
@@ -202,6 +203,9 @@ impl Core {
             if let Some(nexus) = self.user_of(replica.uuid()) {
                 let what = format!("nexus {nexus} uses replica {} of pool {}", replica.uuid(), which.name);
                 return Err(ApiError::precondition(what));
+            }
+            if is_wiped {
+                check_unreserved(replica)?;
             }
         }
         // From here on no nexus finds the pool's replicas.

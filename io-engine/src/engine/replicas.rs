@@ -16,6 +16,7 @@ use super::fault::{of_pool, of_target};
 use super::turns::Object;
 use crate::pool::Pool;
 use crate::replica::{Replica, ReplicaSpec};
+use crate::reservation::Reservable;
 use crate::target::{AllowedHosts, OlderCommands, Subsystem};
 
 /// How long a destroy waits for nexuses elsewhere to close their connections, which they do in their own time.
@@ -40,6 +41,20 @@ pub(super) fn nqn_of(name: &str) -> Result<Nqn, ApiError> {
 
 fn not_found(uuid: Uuid) -> ApiError {
     ApiError::not_found(format!("there is no replica {uuid} in the pools that are loaded"))
+}
+
+/// Refuses a replica that some nexus counts on, also one that is not connected just now (SAFETY C3).
+pub(super) fn check_unreserved(replica: &Replica) -> Result<(), ApiError> {
+    let report = replica.reservations().map(|reservations| reservations.report()).unwrap_or_default();
+    let holder = report.registrants.iter().find(|it| it.is_holder).or_else(|| report.registrants.first());
+    match holder {
+        None => Ok(()),
+        Some(holder) => {
+            let (uuid, host, key) = (replica.uuid(), Uuid::from_bytes(holder.host), holder.key);
+            let what = format!("replica {uuid} is reserved by host {host} under key {key:#x}");
+            Err(ApiError::precondition(what))
+        }
+    }
 }
 
 impl Core {
@@ -164,6 +179,9 @@ impl Core {
             return Err(ApiError::precondition(what));
         }
         self.check_nobody_connected(&replica).await?;
+        if !request.despite_reservation {
+            check_unreserved(&replica)?;
+        }
         self.stop_serving_replica(&replica);
         pool.destroy_replica(request.uuid).await.map_err(|error| of_pool(&error))
     }

@@ -35,7 +35,10 @@ fn take_down(view: &VolumeView, replica: &ReplicaView, notes: &mut Notes<'_>) ->
         }
     }
     match &replica.presence {
-        Presence::Here(_) => notes.unless_barred(Step::DestroyReplica { replica: id }),
+        Presence::Here(_) => {
+            let despite_reservation = is_counted_on_by_nobody(view);
+            notes.unless_barred(Step::DestroyReplica { replica: id, despite_reservation })
+        }
         Presence::Missing => Some(Step::ForgetReplica { replica: id }),
         Presence::Unknown => {
             let node = &replica.node;
@@ -46,6 +49,14 @@ fn take_down(view: &VolumeView, replica: &ReplicaView, notes: &mut Notes<'_>) ->
             None
         }
     }
+}
+
+/// Whether a replica that is to go, and is no child of the target, may go although a nexus has it reserved: the volume
+/// goes as a whole, or no older target may still serve. What is left reserved then is the target's, which has let go of
+/// it, or that of one which was stopped (SAFETY C3).
+fn is_counted_on_by_nobody(view: &VolumeView) -> bool {
+    let volume_goes = view.volume.as_ref().is_none_or(|volume| volume.status == SpecStatus::Deleting);
+    volume_goes || view.may_still_serve().is_none()
 }
 
 /// Replicas whose intent is written and which are not known to be made.

@@ -45,7 +45,9 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         Step::RetireReplica { replica } => {
             set_replica(core, *replica, |r| r.status = SpecStatus::Deleting).await
         }
-        Step::DestroyReplica { replica } => destroy_replica(core, *replica).await,
+        Step::DestroyReplica { replica, despite_reservation } => {
+            destroy_replica(core, *replica, *despite_reservation).await
+        }
         Step::ForgetReplica { replica } => {
             registry.remove::<ReplicaSpec>(&replica.to_string()).await?;
             registry.lock().states.forget(*replica);
@@ -197,9 +199,10 @@ async fn create_replica(core: &Core, id: Uuid) -> Result<()> {
     settled_by(outcome, &[EngineErrorKind::AlreadyExists])
 }
 
-async fn destroy_replica(core: &Core, id: Uuid) -> Result<()> {
+async fn destroy_replica(core: &Core, id: Uuid, despite_reservation: bool) -> Result<()> {
     let (_, pool) = replica_and_pool(core, id)?;
-    let request = DestroyReplica { uuid: id, pool: Some(PoolSelector::Uuid(pool.uuid)) };
+    let pool_of_it = Some(PoolSelector::Uuid(pool.uuid));
+    let request = DestroyReplica { uuid: id, pool: pool_of_it, despite_reservation };
     let outcome = core
         .engines
         .change(

@@ -54,8 +54,8 @@ pub enum Step {
     NoteHealth { replica: Uuid, healthy: bool },
     /// Write the intent to destroy it.
     RetireReplica { replica: Uuid },
-    /// Destroy it.
-    DestroyReplica { replica: Uuid },
+    /// Destroy it; also where a nexus has it reserved, when none that may still serve counts on it (SAFETY C3).
+    DestroyReplica { replica: Uuid, despite_reservation: bool },
     /// Write that it is gone.
     ForgetReplica { replica: Uuid },
     /// Write the intent to make the target's nexus.

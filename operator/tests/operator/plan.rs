@@ -705,7 +705,36 @@ fn a_volume_that_goes_takes_target_replicas_and_record_with_it_in_this_order() {
     let left = dead.with(|view| view.volume = None);
     assert_eq!(left.codes(), [ReasonCode::NodeNotOnline, ReasonCode::NodeNotOnline]);
     let back = left.with(|view| view.replicas[0].presence = Presence::Here(shown_replica(1, "a")));
-    assert_eq!(back.step(), Step::DestroyReplica { replica: id(1) });
+    assert_eq!(back.step(), Step::DestroyReplica { replica: id(1), despite_reservation: true });
+}
+
+#[test]
+fn c3_a_reserved_replica_is_destroyed_only_when_no_older_target_may_count_on_it() {
+    let shown = shown_nexus(&[child(2, ChildState::Online)]);
+    let scene = Scene::new().published(Presence::Here(shown)).with(|view| {
+        view.replicas[0].spec.status = SpecStatus::Deleting;
+        view.replicas[0].spec.healthy = false;
+    });
+    let scene = scene.volume(|volume| volume.num_replicas = 1);
+    let destroy = |despite_reservation| Step::DestroyReplica { replica: id(1), despite_reservation };
+    assert_eq!(scene.step(), destroy(true), "the target shows that it does not use it");
+    // An older target is neither gone nor told to stop: it may have it reserved and serve from it.
+    let tell = Step::TellToStop { nexus: id(0x91) };
+    let older = scene.with(|view| {
+        let mut older = view.nexuses[0].clone();
+        older.spec.uuid = id(0x91);
+        older.presence = Presence::Unknown;
+        view.nexuses.push(older);
+        view.volume.as_mut().unwrap().replaced.push(id(0x91));
+    });
+    assert_eq!(older.step(), tell);
+    let unsure = older.with(|view| drop(view.barred.insert(tell.clone(), "the store is away".into())));
+    assert_eq!(unsure.step(), destroy(false));
+    let told = unsure.with(|view| {
+        view.nexuses[1].spec.do_self_shutdown = true;
+        view.barred.clear();
+    });
+    assert_eq!(told.step(), destroy(true));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use engine_api::sim::{Rebuilds, When};
-use engine_api::{ApiError, ChildReason, Engine, ErrorKind as EngineErrorKind};
+use engine_api::{ApiError, Call, ChildReason, DestroyReplica, Engine, ErrorKind as EngineErrorKind};
 use operator::error::ErrorKind;
 use operator::volume::status::VolumeStatus;
 use uuid::Uuid;
@@ -302,6 +302,27 @@ async fn c2_a_pool_with_replicas_in_it_is_not_destroyed() {
     operator.core.volumes().destroy(V).await.unwrap();
     operator.core.pools().destroy("pool-a").await.unwrap();
     assert!(lab.engine("a").list_pools().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn c3_what_a_dead_target_reserved_goes_with_its_volume() {
+    let lab = Lab::new(&["a", "b"]);
+    let operator = lab.with_pools().await;
+    operator.core.volumes().create(volume(7, 2)).await.unwrap();
+    operator.core.volumes().publish(V, on("a")).await.unwrap();
+    lab.engine("a").kill();
+    operator.pass_for(Duration::from_secs(15)).await;
+    let uuid = lab.engine("b").list_replicas().await.unwrap().remove(0).uuid;
+    let destroy = DestroyReplica { uuid, pool: None, despite_reservation: false };
+    let refused = lab.engine("b").destroy_replica(Call::unfenced(), destroy).await.unwrap_err();
+    assert!(refused.context().contains("reserved"), "{refused}");
+    operator.core.volumes().destroy(V).await.unwrap();
+    operator.pass_for(Duration::from_secs(5)).await;
+    assert_eq!(lab.engine("b").list_replicas().await.unwrap(), []);
+    lab.engine("a").start();
+    lab.register_all(&operator).await;
+    operator.settle("back").await;
+    assert_eq!(lab.engine("a").list_replicas().await.unwrap(), []);
 }
 
 #[tokio::test(start_paused = true)]

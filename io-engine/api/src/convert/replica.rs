@@ -75,7 +75,11 @@ impl TryFrom<proto::DestroyReplicaRequest> for DestroyReplica {
                 Some(PoolSelector::Uuid(uuid("DestroyReplicaRequest.pool_uuid", &id)?))
             }
         };
-        Ok(Self { uuid: uuid("DestroyReplicaRequest.uuid", &request.uuid)?, pool })
+        Ok(Self {
+            uuid: uuid("DestroyReplicaRequest.uuid", &request.uuid)?,
+            pool,
+            despite_reservation: request.despite_reservation,
+        })
     }
 }
 
@@ -86,7 +90,7 @@ impl From<DestroyReplica> for proto::DestroyReplicaRequest {
             PoolSelector::Name(name) => Pool::PoolName(name),
             PoolSelector::Uuid(uuid) => Pool::PoolUuid(uuid.to_string()),
         });
-        Self { uuid: request.uuid.to_string(), pool }
+        Self { uuid: request.uuid.to_string(), pool, despite_reservation: request.despite_reservation }
     }
 }
 

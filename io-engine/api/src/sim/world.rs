@@ -470,6 +470,23 @@ impl World {
         })
     }
 
+    /// Refuses where one of these replicas is reserved.
+    fn check_unreserved(&self, node: &str, is_meant: impl Fn(&Replica) -> bool) -> Result<(), ApiError> {
+        let here = self.node(node);
+        let mut reserved =
+            here.loaded().flat_map(|(_, _, pool)| &pool.replicas).filter_map(|(uuid, replica)| {
+                let is_it = here.find_replica(*uuid).is_some_and(|shown| is_meant(&shown));
+                Some((uuid, replica.holder.filter(|_| is_it)?))
+            });
+        match reserved.next() {
+            Some((uuid, holder)) => {
+                let why = format!("replica {uuid} is reserved by nexus {}", holder.nexus);
+                Err(ApiError::precondition(why))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn remove_pool(&mut self, node: &str, pool: &PoolRef, wipe: bool) -> Result<(), ApiError> {
         let found = self
             .node(node)
@@ -479,6 +496,9 @@ impl World {
             return Err(ApiError::not_found(format!("pool {} is not loaded", pool.name)));
         };
         let path = path.clone();
+        if wipe {
+            self.check_unreserved(node, |replica| replica.pool_name == pool.name)?;
+        }
         if let Some(nexus) = self.user_of(node, |replica| replica.pool_name == pool.name) {
             let why = format!("nexus {nexus} uses a replica in pool {}", pool.name);
             return Err(ApiError::precondition(why));
@@ -517,6 +537,9 @@ impl World {
         if let Some(nexus) = self.user_of(node, |used| used.uuid == request.uuid) {
             let why = format!("replica {} is open in nexus {nexus}", request.uuid);
             return Err(ApiError::precondition(why));
+        }
+        if !request.despite_reservation {
+            self.check_unreserved(node, |replica| replica.uuid == request.uuid)?;
         }
         for (_, pool) in self.node_mut(node).loaded_mut() {
             pool.replicas.remove(&request.uuid);

@@ -8,7 +8,7 @@ use crate::{
     layout,
     types::{
         AddChild, AnaState, Child, ChildAction, ChildReason, ChildRef, ChildState, CreateNexus,
-        DestroyReplica, Nexus, NexusState, RebuildState, Share,
+        DestroyReplica, Nexus, NexusState, Preempt, RebuildState, Reservation, ReservationKind, Share,
     },
 };
 
@@ -136,7 +136,7 @@ pub(super) async fn c3_a_replica_in_use_is_not_destroyed(subject: &Subject) {
     let uris = two_replicas(subject).await;
     make_nexus(subject, &uris).await;
     let uuid = create_replica(1, "p1", 0).uuid;
-    let destroy = DestroyReplica { uuid, pool: None };
+    let destroy = DestroyReplica { uuid, pool: None, despite_reservation: false };
     let answer = subject.engine.destroy_replica(PLAIN, destroy.clone()).await;
     assert_eq!(kind(answer), ErrorKind::FailedPrecondition);
     let answer = subject.engine.destroy_pool(PLAIN, pool_ref("p1")).await;
@@ -150,6 +150,35 @@ pub(super) async fn c3_a_replica_in_use_is_not_destroyed(subject: &Subject) {
         subject.engine.destroy_replica(PLAIN, destroy.clone()).await.is_ok()
     })
     .await;
+    clean_up(subject).await;
+}
+
+/// A nexus that has left, or never came back, may still count on what it reserved.
+pub(super) async fn c3_a_reserved_replica_is_destroyed_only_when_the_call_says_so(subject: &Subject) {
+    let uris = two_replicas(subject).await;
+    let reservation =
+        Reservation { key: 7, kind: ReservationKind::ExclusiveAccess, preempt: Preempt::Holder };
+    let request = CreateNexus { reservation: Some(reservation), ..create_nexus(&uris) };
+    subject.engine.create_nexus(PLAIN, request).await.expect("made");
+    let destroy = |id: u128| {
+        let uuid = create_replica(id, "", 0).uuid;
+        DestroyReplica { uuid, pool: None, despite_reservation: false }
+    };
+    let despite = |id: u128| DestroyReplica { despite_reservation: true, ..destroy(id) };
+    let open = subject.engine.destroy_replica(PLAIN, despite(1)).await;
+    assert_eq!(kind(open), ErrorKind::FailedPrecondition, "a nexus has it open, whatever the call says");
+    subject.engine.remove_child(PLAIN, child_ref(&uris[0])).await.expect("removed");
+    assert_eq!(kind(subject.engine.destroy_replica(PLAIN, destroy(1)).await), ErrorKind::FailedPrecondition);
+    let pool = subject.engine.destroy_pool(PLAIN, pool_ref("p1")).await;
+    assert_eq!(kind(pool), ErrorKind::FailedPrecondition, "nor with its pool");
+    let destroyed = |done: &bool| *done;
+    eventually("the replica is let go", destroyed, || async {
+        subject.engine.destroy_replica(PLAIN, despite(1)).await.is_ok()
+    })
+    .await;
+    // A nexus that ends in order gives up what it reserved.
+    subject.engine.destroy_nexus(PLAIN, NEXUS).await.expect("destroyed");
+    subject.engine.destroy_replica(PLAIN, destroy(2)).await.expect("nobody counts on it");
     clean_up(subject).await;
 }
 

@@ -25,7 +25,7 @@ pub(super) async fn a_replica_is_created_listed_and_destroyed(subject: &Subject)
     let pools = subject.engine.list_pools().await.expect("listed");
     assert_eq!((pools[0].used_bytes, pools[0].committed_bytes), (12 * MIB, 20 * MIB));
     for uuid in [thick.uuid, thin.uuid] {
-        let destroy = DestroyReplica { uuid, pool: None };
+        let destroy = DestroyReplica { uuid, pool: None, despite_reservation: false };
         subject.engine.destroy_replica(PLAIN, destroy.clone()).await.expect("destroyed");
         assert_eq!(kind(subject.engine.destroy_replica(PLAIN, destroy).await), ErrorKind::Gone);
     }
@@ -97,7 +97,7 @@ pub(super) async fn a_destroy_names_the_right_pool_or_none(subject: &Subject) {
     subject.make_pool("p1", &subject.disks[0]).await;
     let other = subject.make_pool("p2", &subject.disks[1]).await;
     let replica = subject.make_replica(create_replica(1, "p1", 8 * MIB)).await;
-    let destroy = |pool| DestroyReplica { uuid: replica.uuid, pool: Some(pool) };
+    let destroy = |pool| DestroyReplica { uuid: replica.uuid, pool: Some(pool), despite_reservation: false };
     let table = [
         (PoolSelector::Name("p2".into()), ErrorKind::Aborted),
         (PoolSelector::Uuid(other.uuid), ErrorKind::Aborted),

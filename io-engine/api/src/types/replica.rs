@@ -99,4 +99,7 @@ pub struct DestroyReplica {
     pub uuid: Uuid,
     /// The pool it must be in, where given.
     pub pool: Option<PoolSelector>,
+    /// Whoever holds a reservation of it is known to be replaced or gone. Without this a replica that is reserved is not
+    /// destroyed (SAFETY C3).
+    pub despite_reservation: bool,
 }

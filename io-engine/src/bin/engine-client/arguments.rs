@@ -192,6 +192,9 @@ pub(crate) enum ReplicaCommand {
         /// Refuse unless it is in this pool
         #[arg(long)]
         pool: Option<String>,
+        /// Also when a nexus has it reserved, which is known to be gone or replaced
+        #[arg(long)]
+        despite_reservation: bool,
     },
     /// Export a replica over NVMe/TCP; repeated, replaces the hosts that may connect
     Share {

@@ -118,14 +118,15 @@ impl Session<'_> {
                 };
                 engine.create_replica(call, request).await.map(View::Replica).map_err(asked)
             }
-            ReplicaCommand::Destroy { replica, pool } => {
+            ReplicaCommand::Destroy { replica, pool, despite_reservation } => {
                 let uuid = self.replica_id(&replica).await?;
                 let asked = self.asked(format!("destroy replica {replica}"));
                 let pool = pool.map(|text| match text.parse() {
                     Ok(uuid) => PoolSelector::Uuid(uuid),
                     Err(_) => PoolSelector::Name(text),
                 });
-                engine.destroy_replica(call, DestroyReplica { uuid, pool }).await.map_err(asked)?;
+                let request = DestroyReplica { uuid, pool, despite_reservation };
+                engine.destroy_replica(call, request).await.map_err(asked)?;
                 Ok(View::Done { kind: "replica", name: replica, what: "destroyed" })
             }
             ReplicaCommand::Share { replica, hosts } => {
