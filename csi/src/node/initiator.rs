@@ -8,15 +8,16 @@
 //! The target is probed first because the kernel makes one controller at a time, for the whole machine: a connect to a
 //! silent target keeps every other connect waiting for seconds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::at_work::{AtWork, Busy};
 use super::settings::{ContextError, Settings};
 use crate::host::probe::{Outcome, probe};
 use crate::host::text::UriError;
@@ -32,8 +33,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 pub struct Initiator {
     host: Arc<dyn Nvme>,
     settings: Settings,
-    /// Subsystems that a call is at work on.
-    busy: Arc<Mutex<HashSet<String>>>,
+    busy: Busy,
 }
 
 /// A connected target.
@@ -104,7 +104,7 @@ pub enum ConnectError {
 impl Initiator {
     /// Connects by `host` as `settings` say.
     pub fn new(host: Arc<dyn Nvme>, settings: Settings) -> Self {
-        Self { host, settings, busy: Arc::default() }
+        Self { host, settings, busy: Busy::default() }
     }
 
     /// Connects to what `uri` names and waits for a namespace. A controller to that address that is there already is
@@ -247,23 +247,7 @@ impl Initiator {
     }
 
     fn begin(&self, nqn: &str) -> Result<AtWork, ConnectError> {
-        let mut busy = self.busy.lock().expect("no holder of this lock panics");
-        match busy.insert(nqn.to_owned()) {
-            true => Ok(AtWork { busy: self.busy.clone(), nqn: nqn.to_owned() }),
-            false => Err(ConnectError::Busy { nqn: nqn.to_owned() }),
-        }
-    }
-}
-
-/// One call for a subsystem at a time.
-struct AtWork {
-    busy: Arc<Mutex<HashSet<String>>>,
-    nqn: String,
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.busy.lock().expect("no holder of this lock panics").remove(&self.nqn);
+        self.busy.begin(nqn).ok_or_else(|| ConnectError::Busy { nqn: nqn.to_owned() })
     }
 }
 
