@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine_api::sim::When;
 use engine_api::{AnaState, ApiError, Engine, ErrorKind as EngineErrorKind, NexusState};
 use operator::error::ErrorKind;
-use operator::registry::{HostAcl, TargetSpec};
+use operator::registry::{HostAcl, ObjectKey, TargetSpec};
 use operator::volume::PublishVolume;
 use operator::volume::republish::Republish;
 use operator::volume::status::VolumeStatus;
@@ -264,7 +264,13 @@ async fn a_reconciler_that_waits_for_a_silent_engine_gives_way_to_a_host_that_wa
     lab.engine("a").set_delay(Duration::from_secs(3600));
     let core = operator.core.clone();
     let stuck = tokio::spawn(async move { core.volumes().reconcile(V).await });
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    let guards = operator.core.registry.guards();
+    let is_at_work = async {
+        while guards.try_take(&ObjectKey::Volume(V), "looking").is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), is_at_work).await.expect("the reconciler is at work");
     let begun = Instant::now();
     // The other replica missed what this one has: nobody else may serve, and that is said at once.
     let refused = operator.core.volumes().republish(V, insist()).await.unwrap_err();
