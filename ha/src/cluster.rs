@@ -12,6 +12,7 @@
 //! | what is kept in etcd | [`record`], [`log`] |
 //! | what operator and agents are asked | [`ports`], [`rest`], [`agents`] |
 //! | how many at once, and in what order | [`switchovers`] |
+//! | what hosts do in a planned move | [`moves`] |
 //! | who acts | [`leader`] |
 //! | what agents are answered | [`server`] |
 //!
@@ -24,6 +25,7 @@ pub mod endpoints;
 pub mod leader;
 pub mod log;
 pub mod memory;
+pub mod moves;
 pub mod ports;
 pub mod reason;
 pub mod record;

@@ -480,12 +480,41 @@ async fn f4_a_standby_is_waited_for_until_it_serves() {
     let replace = node.replace();
     let promote = async {
         until("the standby to be connected", || node.addresses().len() == 2).await;
+        let request = GetNvmeControllerRequest { nvme_path: nqn(1) };
+        let reply = node.client.clone().get_nvme_controller(request).await.unwrap().into_inner().reply;
+        let Some(Reply::NvmeControllers(live)) = reply else { panic!("{reply:?}") };
+        assert_eq!(live.target_address.len(), 2);
+        assert_eq!(live.inaccessible, [node.new.address.to_string()], "it carries no I/O yet");
         assert!(node.kernel().resets().is_empty() && node.kernel().deletes().is_empty());
         node.republish(served(1, AnaState::Optimized));
     };
     let (replaced, ()) = tokio::join!(replace, promote);
     replaced.unwrap();
     node.wait_addresses(&[node.new.address]).await;
+}
+
+/// While the agent waits for one target the volume goes on to another: what was waited for is outdated.
+#[tokio::test]
+async fn the_newest_call_wins_and_an_older_one_gives_way() {
+    let node = Serving::start().await;
+    node.lose_old().await;
+    node.republish(served(1, AnaState::Inaccessible));
+    let newer = Engine::start().await;
+    let outdated = node.replace();
+    let again = async {
+        until("the first to be connected", || node.addresses().len() == 2).await;
+        node.kernel().serve(newer.address, &nqn(1), served(1, AnaState::Optimized));
+        node.replace_by(newer.address).await
+    };
+    let (outdated, newest) = tokio::join!(outdated, again);
+    newest.unwrap();
+    let status = outdated.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    assert!(status.message().contains("newer call"), "{status}");
+    node.wait_addresses(&[newer.address]).await;
+    // The same wish twice is one.
+    let (one, other) = tokio::join!(node.replace_by(newer.address), node.replace_by(newer.address));
+    assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
 }
 
 /// A silent target: the kernel has not noticed. Deleted at once, its I/O would hang for the whole I/O time-out.

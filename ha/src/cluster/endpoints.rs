@@ -34,6 +34,11 @@ impl Endpoints {
         self.lock().get(node).cloned()
     }
 
+    /// The nodes whose agents are known.
+    pub fn nodes(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
         self.by_node.lock().unwrap_or_else(PoisonError::into_inner)
     }

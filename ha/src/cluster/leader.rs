@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::log::{Entry, Log};
+use super::moves;
 use super::switchovers::{Means, Switchovers};
 
 /// The switchovers of the term that is on, if this process leads.
@@ -77,7 +78,9 @@ async fn term(
     let switchovers = Switchovers::begin(log, left, parts.means.clone(), leadership.tenure());
     let _ends_with_this_future = switchovers.end_with();
     terms.send_replace(Some(switchovers.clone()));
+    let volumes = Objects::new(parts.store.clone(), parts.keys.clone(), leadership.fence());
     let reason = tokio::select! {
+        () = moves::follow(&volumes, &parts.means) => "planned moves are followed for ever".into(),
         reason = leadership.deposed() => reason,
         () = switchovers.deposed() => "a write was refused: another cluster agent leads".into(),
         () = shutdown.cancelled() => "shutting down".into(),

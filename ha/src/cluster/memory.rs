@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::ports::VolumeErrorKind;
+use super::ports::{Live, VolumeErrorKind};
 use super::record::{NQN_PREFIX, Target};
 
 /// What goes wrong with the next call that changes something.
@@ -42,6 +42,8 @@ struct Nexus {
 #[derive(Clone, Debug)]
 struct Volume {
     nexuses: Vec<Nexus>,
+    /// What is to take over in a planned move, and the hosts that were reported to be there.
+    standby: Option<(Nexus, BTreeSet<String>)>,
     is_published: bool,
     allowed: BTreeSet<String>,
 }
@@ -75,6 +77,7 @@ struct State {
     is_operator_away: bool,
     served_since: BTreeMap<(String, Uuid), Instant>,
     acts: Vec<Act>,
+    looks: usize,
     next_nexus: u128,
 }
 
@@ -94,6 +97,8 @@ pub enum Act {
     Replaced(String),
     /// Old targets were destroyed.
     Destroyed(Uuid),
+    /// A planned move went on, as all hosts were reported ready.
+    Switched(Uuid),
 }
 
 /// All of it. Cheap to clone; clones are the same world. It is both [`super::ports::Volumes`] and
@@ -122,7 +127,7 @@ impl World {
         let id = state.new_nexus();
         let allowed = hosts.iter().map(|host| (*host).to_owned()).collect();
         let nexuses = vec![Nexus { id, node, is_unfenced: true, is_there: true }];
-        state.volumes.insert(volume, Volume { nexuses, is_published: true, allowed });
+        state.volumes.insert(volume, Volume { nexuses, standby: None, is_published: true, allowed });
         for host in hosts {
             let new = || Host {
                 endpoint: format!("http://{host}:50053"),
@@ -141,6 +146,7 @@ impl World {
         let mut state = self.lock();
         if let Some(volume) = state.volumes.get_mut(&volume) {
             volume.is_published = false;
+            volume.standby = None;
             for nexus in &mut volume.nexuses {
                 nexus.is_unfenced = false;
                 nexus.is_there = false;
@@ -149,11 +155,23 @@ impl World {
         state.note_served();
     }
 
+    /// The operator begins to move the target to a node: it stands by there.
+    pub fn begin_move(&self, volume: Uuid, node: usize) {
+        let mut state = self.lock();
+        let id = state.new_nexus();
+        if let Some(volume) = state.volumes.get_mut(&volume) {
+            let nexus = Nexus { id, node, is_unfenced: false, is_there: true };
+            volume.standby = Some((nexus, BTreeSet::new()));
+        }
+    }
+
     /// The engine of a node dies, with its nexuses.
     pub fn kill(&self, node: usize) {
         let mut state = self.lock();
         state.nodes.insert(node, false);
         for volume in state.volumes.values_mut() {
+            // A move to a node that is gone is taken back.
+            volume.standby = volume.standby.take().filter(|(nexus, _)| nexus.node != node);
             volume.nexuses.iter_mut().filter(|n| n.node == node).for_each(|n| n.is_there = false);
         }
         state.note_served();
@@ -222,7 +240,7 @@ impl World {
         let mut lost = Vec::new();
         for (name, host) in state.hosts.iter().filter(|(_, host)| host.has_agent) {
             for volume in host.paths.keys().filter(|volume| state.volumes[volume].is_published) {
-                if state.live(host, *volume).is_empty() {
+                if !state.is_served(host, *volume) {
                     lost.push((name.clone(), host.endpoint.clone(), *volume));
                 }
             }
@@ -240,6 +258,25 @@ impl World {
         let state = self.lock();
         let twice = |volume: &Volume| volume.nexuses.iter().filter(|n| n.is_unfenced).count() > 1;
         state.volumes.iter().filter(|(_, volume)| twice(volume)).map(|(id, _)| *id).collect()
+    }
+
+    /// How many controllers a host has of a volume, live or not.
+    pub fn paths_of(&self, host: &str, volume: Uuid) -> usize {
+        self.lock().hosts[host].paths.get(&volume).map_or(0, BTreeSet::len)
+    }
+
+    /// A host does not use a volume any more.
+    pub fn disconnect(&self, host: &str, volume: Uuid) {
+        let mut state = self.lock();
+        if let Some(host) = state.hosts.get_mut(host) {
+            host.paths.remove(&volume);
+        }
+        state.note_served();
+    }
+
+    /// How often the operator was asked where a volume is served.
+    pub fn looks(&self) -> usize {
+        self.lock().looks
     }
 
     /// What was done, in order.
@@ -262,19 +299,24 @@ impl State {
         self.nodes.get(&node).copied().unwrap_or(false)
     }
 
-    /// The addresses a host has live controllers of a volume at.
-    fn live(&self, host: &Host, volume: Uuid) -> Vec<String> {
+    /// The live controllers that a host has of a volume.
+    fn live(&self, host: &Host, volume: Uuid) -> Vec<Live> {
         let (Some(paths), Some(known)) = (host.paths.get(&volume), self.volumes.get(&volume)) else {
             return Vec::new();
         };
-        let serves = |nexus: &&Nexus| {
+        let is_live = |nexus: &&Nexus| {
             nexus.is_there
-                && nexus.is_unfenced
                 && self.is_up(nexus.node)
                 && paths.contains(&nexus.id)
                 && !host.cut_from.contains(&nexus.node)
         };
-        known.nexuses.iter().filter(serves).map(|nexus| address(nexus.node)).collect()
+        let nexuses = known.nexuses.iter().chain(known.standby.iter().map(|(nexus, _)| nexus));
+        let shown = |nexus: &Nexus| Live { address: address(nexus.node), is_accessible: nexus.is_unfenced };
+        nexuses.filter(is_live).map(shown).collect()
+    }
+
+    fn is_served(&self, host: &Host, volume: Uuid) -> bool {
+        self.live(host, volume).iter().any(|live| live.is_accessible)
     }
 
     /// Notes which hosts have a live path and an agent that could say so, for how long.
@@ -282,7 +324,7 @@ impl State {
         let now = Instant::now();
         let mut served = BTreeMap::new();
         for (name, host) in self.hosts.iter().filter(|(_, host)| host.has_agent) {
-            for volume in host.paths.keys().filter(|volume| !self.live(host, **volume).is_empty()) {
+            for volume in host.paths.keys().filter(|volume| self.is_served(host, **volume)) {
                 let key = (name.clone(), *volume);
                 served.insert(key.clone(), self.served_since.get(&key).copied().unwrap_or(now));
             }
@@ -291,7 +333,10 @@ impl State {
     }
 
     fn target(&self, id: Uuid) -> Target {
-        let nexus = self.volumes[&id].current();
+        self.shown(id, self.volumes[&id].current())
+    }
+
+    fn shown(&self, id: Uuid, nexus: &Nexus) -> Target {
         // The operator sees what engines show.
         let is_seen = nexus.is_there && self.is_up(nexus.node);
         let uri = format!("nvmf://{}/{NQN_PREFIX}{id}", address(nexus.node));

@@ -48,6 +48,9 @@ pub struct Published {
     pub target: Target,
     /// Host NQNs that may connect; anybody may where absent.
     pub allowed_hosts: Option<Vec<String>>,
+    /// What shall take its place in a planned move: hosts connect to it, and it serves none of them yet. Its address is
+    /// known once they can.
+    pub standby: Option<Target>,
 }
 
 impl Published {
@@ -97,6 +100,16 @@ pub trait Volumes: Send + Sync + std::fmt::Debug {
         volume: Uuid,
         registered: &'a [String],
     ) -> BoxFuture<'a, Result<(), VolumeError>>;
+
+    /// Says that the host on this node needs nothing more before a planned move goes on: it is connected to the target
+    /// that stands by, or does not use the volume. [`VolumeErrorKind::NotFound`] when that target is none of the
+    /// volume's any more. Can be repeated.
+    fn report_path<'a>(
+        &'a self,
+        volume: Uuid,
+        standby: Uuid,
+        node: &'a str,
+    ) -> BoxFuture<'a, Result<(), VolumeError>>;
 }
 
 /// Why an agent did not replace a path.
@@ -140,12 +153,25 @@ pub trait NodeAgents: Send + Sync + std::fmt::Debug {
         uri: &'a str,
     ) -> BoxFuture<'a, Result<(), PathError>>;
 
-    /// The addresses (`<address>:<port>`) that the host has live controllers of the target at.
+    /// The live controllers that the host has of the target; `None` where it has none of any kind: it does not use the
+    /// target.
     fn live_controllers<'a>(
         &'a self,
         agent: Agent<'a>,
         nqn: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<String>, PathError>>;
+    ) -> BoxFuture<'a, Result<Option<Vec<Live>>, PathError>>;
+
+    /// An agent has said where it is: the connection to it is made now, so that nobody waits for that later.
+    fn greet(&self, agent: Agent<'_>);
+}
+
+/// A live controller of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// `<address>:<port>`
+    pub address: String,
+    /// Whether it carries I/O. A target that stands by lets none through.
+    pub is_accessible: bool,
 }
 
 /// An agent: its node, and where it is.

@@ -29,6 +29,7 @@ enum Question<'a> {
     Look,
     Republish(&'a control_api::Republish),
     Destroy(&'a [String]),
+    ReportPath { standby: Uuid, node: &'a str },
 }
 
 /// Who is asked now.
@@ -98,6 +99,9 @@ async fn put(present: &Present, volume: Uuid, question: Question<'_>) -> Result<
         Question::Destroy(registered) => {
             present.changes.destroy_shutdown_targets(volume, registered).await.map(|()| None)
         }
+        Question::ReportPath { standby, node } => {
+            present.looks.report_path(volume, standby, node).await.map(|()| None)
+        }
     }
 }
 
@@ -139,6 +143,15 @@ impl Volumes for RestVolumes {
     ) -> BoxFuture<'a, Result<(), VolumeError>> {
         async move { self.ask(volume, Question::Destroy(registered)).await.map(drop) }.boxed()
     }
+
+    fn report_path<'a>(
+        &'a self,
+        volume: Uuid,
+        standby: Uuid,
+        node: &'a str,
+    ) -> BoxFuture<'a, Result<(), VolumeError>> {
+        async move { self.ask(volume, Question::ReportPath { standby, node }).await.map(drop) }.boxed()
+    }
 }
 
 fn published(volume: Option<Volume>) -> Result<Published, VolumeError> {
@@ -157,7 +170,12 @@ fn published(volume: Option<Volume>) -> Result<Published, VolumeError> {
         node: wanted.node,
         uri: shown.map(|shown| shown.device_uri).filter(|uri| !uri.is_empty()),
     };
-    Ok(Published { target, allowed_hosts: wanted.allowed_hosts })
+    let standby = volume.spec.moving.map(|moving| Target {
+        nexus: Some(moving.uuid),
+        node: moving.node,
+        uri: moving.device_uri.filter(|uri| !uri.is_empty()),
+    });
+    Ok(Published { target, allowed_hosts: wanted.allowed_hosts, standby })
 }
 
 /// Control-plane reference, section 5.2: what the operator's refusal means.

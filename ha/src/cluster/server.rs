@@ -50,7 +50,7 @@ impl HaClusterRpc for Front {
         let HaNodeInfo { nodename, endpoint } = request.into_inner();
         let (switchovers, endpoint) = self.note(&nodename, &endpoint)?;
         debug!(host.node = nodename, endpoint, "agent registered");
-        switchovers.registered(&nodename);
+        switchovers.registered(&nodename, &endpoint);
         Ok(Response::new(()))
     }
 

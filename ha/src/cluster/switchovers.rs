@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::endpoints::Endpoints;
 use super::log::{Entry, Log};
-use super::ports::{NodeAgents, Volumes};
+use super::ports::{Agent, NodeAgents, Volumes};
 use super::record::SwitchOver;
 use super::step::{Answer, Patience, Switchover};
 use actor::{Actor, Message};
@@ -157,7 +157,8 @@ impl Switchovers {
     }
 
     /// An agent is there: switchovers that wait for it go on.
-    pub fn registered(&self, node: &str) {
+    pub fn registered(&self, node: &str, endpoint: &str) {
+        self.shared.means.agents.greet(Agent { node, endpoint });
         for actor in self.shared.lock().values() {
             // One whose queue is full is not waiting.
             let _ = actor.try_send(Message::Registered { node: node.to_owned() });

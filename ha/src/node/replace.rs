@@ -6,16 +6,17 @@
 //!                               └──> undo: disconnect what this call connected; the old stays
 //! ```
 //!
-//! Every step can be repeated, so the whole can: after a crash of the agent the cluster agent asks again.
+//! Every step can be repeated, so the whole can: after a crash of the agent the cluster agent asks again. Of several
+//! calls for one subsystem the newest counts: one that waits for another address gives way, as its target is outdated.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use csi::host::text::UriError;
 use csi::host::{Controller, ControllerId, ControllerState, HostError, Nvme, Target};
-use csi::node::NvmeClient;
+use csi::node::{AtWork, Busy, NvmeClient};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 use tracing::{info, warn};
@@ -37,7 +38,33 @@ pub struct Replacer {
     csi: NvmeClient,
     /// How long a new path may take to be usable.
     usable_limit: Duration,
-    busy: Arc<Mutex<HashSet<String>>>,
+    busy: Busy,
+    wanted: Arc<Mutex<Wanted>>,
+}
+
+/// The newest call for each subsystem.
+#[derive(Debug, Default)]
+struct Wanted {
+    calls: u64,
+    /// By NQN: which call, and where to.
+    newest: HashMap<String, (u64, String)>,
+}
+
+/// One call. It is forgotten when it ends, unless a newer one came.
+struct Call {
+    wanted: Arc<Mutex<Wanted>>,
+    number: u64,
+    nqn: String,
+    uri: String,
+}
+
+/// A controller of a host, as far as the cluster agent wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LivePath {
+    /// Where its target is.
+    pub address: SocketAddr,
+    /// Whether I/O may go this way; not through one that stands by.
+    pub is_accessible: bool,
 }
 
 /// What was done.
@@ -69,9 +96,9 @@ pub enum ReplaceError {
         /// Subsystem.
         nqn: String,
     },
-    /// Another call for this subsystem is at work.
-    #[error("another call for {nqn} is at work")]
-    Busy {
+    /// A newer call for this subsystem came.
+    #[error("a newer call for {nqn} took the place of this one")]
+    Outdated {
         /// Subsystem.
         nqn: String,
     },
@@ -117,7 +144,7 @@ pub enum ReplaceError {
 impl Replacer {
     /// Replaces paths of `host`, connecting by csi-node.
     pub fn new(host: Arc<dyn Nvme>, csi: NvmeClient, usable_limit: Duration) -> Self {
-        Self { host, csi, usable_limit, busy: Arc::default() }
+        Self { host, csi, usable_limit, busy: Busy::default(), wanted: Arc::default() }
     }
 
     /// Gives the host the path `uri` to `nqn` and takes the others away. Not cancel safe: run it on a task of its own.
@@ -131,14 +158,19 @@ impl Replacer {
         if target.nqn != nqn {
             return Err(ReplaceError::OtherSubsystem { nqn: nqn.to_owned(), uri: uri.to_owned() });
         }
-        let _at_work = self.begin(nqn)?;
+        let call = self.call(nqn, uri);
+        let _at_work = self.turn(&call).await?;
         if self.controllers(nqn)?.is_empty() {
             return Err(ReplaceError::NotInUse { nqn: nqn.to_owned() });
         }
         let begun = Instant::now();
         let connected = self.csi.connect(uri, context, CONNECT_LIMIT).await;
         let connected = connected.map_err(|status| ReplaceError::Connect { uri: uri.to_owned(), status })?;
-        if let Err(source) = self.wait_usable(&target).await? {
+        if let Err(source) = self.wait_usable(&target, &call).await? {
+            if call.is_overruled() {
+                // What is connected here goes with the others when the newer call's path is there.
+                return Err(ReplaceError::Outdated { nqn: nqn.to_owned() });
+            }
             // What was there before this call is not its to take away.
             if !connected.existed {
                 self.undo(&target).await;
@@ -154,18 +186,21 @@ impl Replacer {
         Ok(Replaced { retired, connected_in })
     }
 
-    /// The addresses of live controllers of a subsystem; `None` where the host has no such subsystem.
-    pub fn live_addresses(&self, nqn: &str) -> Result<Option<Vec<SocketAddr>>, HostError> {
+    /// The live controllers of a subsystem; `None` where the host has no such subsystem.
+    pub fn live_paths(&self, nqn: &str) -> Result<Option<Vec<LivePath>>, HostError> {
         let controllers = self.controllers(nqn)?;
-        let live = |it: &Controller| it.address.filter(|_| it.state == ControllerState::Live);
+        let live = |it: &Controller| {
+            let address = it.address.filter(|_| it.state == ControllerState::Live)?;
+            Some(LivePath { address, is_accessible: it.is_usable() })
+        };
         Ok((!controllers.is_empty()).then(|| controllers.iter().filter_map(live).collect()))
     }
 
-    async fn wait_usable(&self, target: &Target) -> Result<Result<(), NotYet>, HostError> {
+    async fn wait_usable(&self, target: &Target, call: &Call) -> Result<Result<(), NotYet>, HostError> {
         let deadline = Instant::now() + self.usable_limit;
         loop {
             let verdict = judge(&self.host.controllers()?, &target.nqn, target.address);
-            if verdict.is_ok() || Instant::now() >= deadline {
+            if verdict.is_ok() || call.is_overruled() || Instant::now() >= deadline {
                 return Ok(verdict);
             }
             sleep(LOOK_INTERVAL).await;
@@ -241,25 +276,49 @@ impl Replacer {
         Ok(self.host.controllers()?.into_iter().filter(|it| it.nqn == nqn).collect())
     }
 
-    fn begin(&self, nqn: &str) -> Result<AtWork, ReplaceError> {
-        let mut busy = self.busy.lock().expect("no holder of this lock panics");
-        match busy.insert(nqn.to_owned()) {
-            true => Ok(AtWork { busy: self.busy.clone(), nqn: nqn.to_owned() }),
-            false => Err(ReplaceError::Busy { nqn: nqn.to_owned() }),
+    fn call(&self, nqn: &str, uri: &str) -> Call {
+        let mut wanted = lock(&self.wanted);
+        wanted.calls += 1;
+        let number = wanted.calls;
+        wanted.newest.insert(nqn.to_owned(), (number, uri.to_owned()));
+        Call { wanted: self.wanted.clone(), number, nqn: nqn.to_owned(), uri: uri.to_owned() }
+    }
+
+    /// Waits until no older call is at work. One that waits is the newest, or gives way.
+    async fn turn(&self, call: &Call) -> Result<AtWork, ReplaceError> {
+        loop {
+            if let Some(at_work) = self.busy.begin(&call.nqn) {
+                return Ok(at_work);
+            }
+            if !call.is_newest() {
+                return Err(ReplaceError::Outdated { nqn: call.nqn.clone() });
+            }
+            sleep(LOOK_INTERVAL).await;
         }
     }
 }
 
-/// One call for a subsystem at a time.
-struct AtWork {
-    busy: Arc<Mutex<HashSet<String>>>,
-    nqn: String,
+impl Call {
+    fn is_newest(&self) -> bool {
+        lock(&self.wanted).newest.get(&self.nqn).is_none_or(|(number, _)| *number == self.number)
+    }
+
+    /// A newer call wants another path.
+    fn is_overruled(&self) -> bool {
+        lock(&self.wanted).newest.get(&self.nqn).is_some_and(|(_, uri)| *uri != self.uri)
+    }
 }
 
-impl Drop for AtWork {
+impl Drop for Call {
     fn drop(&mut self) {
-        self.busy.lock().expect("no holder of this lock panics").remove(&self.nqn);
+        if self.is_newest() {
+            lock(&self.wanted).newest.remove(&self.nqn);
+        }
     }
+}
+
+fn lock(wanted: &Mutex<Wanted>) -> MutexGuard<'_, Wanted> {
+    wanted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ReplaceError {
@@ -270,7 +329,7 @@ impl ReplaceError {
             Self::NotInUse { .. } => Code::FailedPrecondition,
             Self::Connect { status, .. } if status.code() == Code::NotFound => Code::NotFound,
             Self::Connect { .. }
-            | Self::Busy { .. }
+            | Self::Outdated { .. }
             | Self::NotUsable { .. }
             | Self::LostAgain { .. }
             | Self::Stuck { .. }

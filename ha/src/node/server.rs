@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::replace::Replacer;
+use super::replace::{LivePath, Replacer};
 use crate::proto::common::{ReplyError, ReplyErrorKind, ResourceKind};
 use crate::proto::node::get_nvme_controller_response::Reply;
 use crate::proto::node::ha_node_rpc_server::{HaNodeRpc, HaNodeRpcServer};
@@ -54,10 +54,15 @@ impl HaNodeRpc for NodeServer {
                 extra,
             })
         };
-        let reply = match self.replacer.live_addresses(&nqn) {
-            Ok(Some(addresses)) => {
-                let target_address = addresses.into_iter().map(|address| address.to_string()).collect();
-                Reply::NvmeControllers(NvmeControllers { target_address })
+        let reply = match self.replacer.live_paths(&nqn) {
+            Ok(Some(paths)) => {
+                let addresses = |is_meant: fn(&LivePath) -> bool| {
+                    paths.iter().filter(|path| is_meant(path)).map(|path| path.address.to_string()).collect()
+                };
+                Reply::NvmeControllers(NvmeControllers {
+                    target_address: addresses(|_| true),
+                    inaccessible: addresses(|path| !path.is_accessible),
+                })
             }
             Ok(None) => failed(ReplyErrorKind::NotFound, format!("this host has no path to {nqn}")),
             Err(error) => failed(ReplyErrorKind::Internal, chain(&error)),

@@ -133,6 +133,15 @@ impl Lab {
         self.world.acts().iter().filter(|act| matches!(act, Act::Moved { .. })).count()
     }
 
+    /// Waits until something is so.
+    pub(crate) async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
+        while !is_so() {
+            assert!(tokio::time::Instant::now() < deadline, "waited for {what}: {:?}", self.world.acts());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Reports every lost path to whoever leads, as node agents do.
     pub(crate) async fn report_all(&self, switchovers: &Switchovers) {
         for (host, endpoint, volume) in self.world.lost() {

@@ -5,6 +5,7 @@
 mod etcd;
 mod lab;
 mod model;
+mod moves;
 mod processes;
 mod server;
 mod stand;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ha::cluster::agents::{AgentDeadlines, GrpcAgents};
 use ha::cluster::endpoints::Endpoints;
 use ha::cluster::memory::World;
-use ha::cluster::ports::{Agent, NodeAgents, PathErrorKind, Republish, VolumeErrorKind, Volumes};
+use ha::cluster::ports::{Agent, Live, NodeAgents, PathErrorKind, Republish, VolumeErrorKind, Volumes};
 use ha::cluster::rest::RestVolumes;
 use ha::cluster::server::Front;
 use ha::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
@@ -101,13 +101,16 @@ async fn agents_are_asked_and_their_answers_understood() {
     let agents = GrpcAgents::new(AgentDeadlines::default());
     let (endpoint, nqn) = (format!("http://{address}"), nqn(volume(0)));
     let agent = Agent { node: "a", endpoint: &endpoint };
-    assert_eq!(agents.live_controllers(agent, &nqn).await, Ok(vec!["10.0.0.1:8420".to_owned()]));
+    let live = |address: &str, is_accessible| Live { address: address.to_owned(), is_accessible };
+    let served = vec![live("10.0.0.1:8420", true)];
+    assert_eq!(agents.live_controllers(agent, &nqn).await, Ok(Some(served)));
+    assert_eq!(agents.live_controllers(agent, &crate::lab::nqn(volume(9))).await, Ok(None), "not in use");
     let uri = |node: u8| format!("nvmf://10.0.0.{node}:8420/{nqn}");
     assert_eq!(agents.replace_path(agent, &nqn, &uri(1)).await, Ok(()), "already so");
     let error = agents.replace_path(agent, &nqn, &uri(2)).await.expect_err("its path is live");
     assert_eq!(error.kind, PathErrorKind::NoLostPath);
     lab.world.kill(1);
-    assert_eq!(agents.live_controllers(agent, &nqn).await, Ok(Vec::new()));
+    assert_eq!(agents.live_controllers(agent, &nqn).await, Ok(Some(Vec::new())));
     let error = agents.replace_path(agent, &nqn, &uri(1)).await.expect_err("nothing serves");
     assert_eq!(error.kind, PathErrorKind::NotServed);
 

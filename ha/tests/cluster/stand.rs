@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
 use axum::{Json, Router};
 use control_api::{
-    ErrorKind, Nexus, NexusState, Protocol, PublishVolumeBody, RestJsonError, SpecStatus, Volume,
+    ErrorKind, Nexus, NexusState, Protocol, PublishVolumeBody, RestJsonError, SpecStatus, Volume, VolumeMove,
     VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, VolumeTarget,
 };
 use ha::cluster::memory::World;
 use ha::cluster::ports::{
-    Agent, NodeAgents, PathErrorKind, Published, Republish, VolumeError, VolumeErrorKind, Volumes,
+    Agent, Live, NodeAgents, PathErrorKind, Published, Republish, VolumeError, VolumeErrorKind, Volumes,
 };
 use ha::proto::node::ha_node_rpc_server::{HaNodeRpc, HaNodeRpcServer};
 use ha::proto::node::{
@@ -61,6 +61,7 @@ impl Stand {
             .route("/v0/volumes/{id}", get(volume))
             .route("/v0/volumes/{id}/target", axum::routing::put(republish))
             .route("/v0/volumes/{id}/shutdown_targets", delete(destroy))
+            .route("/v0/volumes/{id}/paths/{nexus}", axum::routing::put(report_path))
             .with_state(self.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -109,7 +110,9 @@ async fn republish(
     let answer = Volumes::republish(&stand.world, id, &request).await;
     stand.at(Call::Republish, true).await;
     match answer {
-        Ok(target) => Json(rendered(id, Published { target, allowed_hosts: None })).into_response(),
+        Ok(target) => {
+            Json(rendered(id, Published { target, allowed_hosts: None, standby: None })).into_response()
+        }
         Err(error) => refused(&error),
     }
 }
@@ -119,6 +122,17 @@ async fn destroy(State(stand): State<Stand>, Path(id): Path<Uuid>) -> Response {
     let answer = stand.world.destroy_shutdown_targets(id, &[]).await;
     stand.at(Call::Destroy, true).await;
     match answer {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => refused(&error),
+    }
+}
+
+async fn report_path(
+    State(stand): State<Stand>,
+    Path((id, nexus)): Path<(Uuid, Uuid)>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
+    match Volumes::report_path(&stand.world, id, nexus, &query["frontend_host"]).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => refused(&error),
     }
@@ -157,7 +171,11 @@ fn rendered(id: Uuid, published: Published) -> Volume {
             operation: None,
             size: 1,
             status: SpecStatus::Created,
-            moving: None,
+            moving: published.standby.map(|standby| VolumeMove {
+                node: standby.node,
+                uuid: standby.nexus.unwrap(),
+                device_uri: standby.uri,
+            }),
             target: Some(VolumeTarget {
                 node: target.node,
                 uuid: target.nexus,
@@ -208,8 +226,14 @@ impl HaNodeRpc for Stand {
         request: Request<GetNvmeControllerRequest>,
     ) -> Result<tonic::Response<GetNvmeControllerResponse>, Status> {
         let live = self.world.live_controllers(AGENT, &request.into_inner().nvme_path).await;
-        let target_address = live.map_err(|error| Status::unavailable(error.detail))?;
-        let reply = get_nvme_controller_response::Reply::NvmeControllers(NvmeControllers { target_address });
+        let live = live.map_err(|error| Status::unavailable(error.detail))?;
+        let live = live.ok_or_else(|| Status::not_found("not in use"))?;
+        let addresses =
+            |live: Vec<&Live>| -> Vec<String> { live.into_iter().map(|it| it.address.clone()).collect() };
+        let reply = get_nvme_controller_response::Reply::NvmeControllers(NvmeControllers {
+            target_address: addresses(live.iter().collect()),
+            inaccessible: addresses(live.iter().filter(|it| !it.is_accessible).collect()),
+        });
         Ok(tonic::Response::new(GetNvmeControllerResponse { reply: Some(reply) }))
     }
 }

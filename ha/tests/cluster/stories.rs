@@ -116,17 +116,21 @@ async fn a_volume_whose_agent_is_gone_waits_for_it_and_holds_up_no_other() {
     lab.world.set_agent("b", false);
     assert_eq!(report(&switchovers, volume(1), "b").await, TAKEN);
     assert_eq!(report(&switchovers, volume(0), "a").await, TAKEN);
-    while lab.logged().len() != 1 || !lab.world.lost().is_empty() {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    let is_waiting = || {
+        let logged = lab.logged();
+        let obstacle = logged.first().and_then(|record| record.waiting_for.clone());
+        logged.len() == 1 && obstacle == Some(Obstacle::AgentAway("b".into()))
+    };
+    lab.until("the other volume to be done", || is_waiting() && lab.world.lost().is_empty()).await;
     let waiting = &lab.logged()[0];
     assert_eq!((waiting.volume, waiting.stage), (volume(1), Stage::ReplacePath));
-    assert_eq!(waiting.waiting_for, Some(Obstacle::AgentAway("b".into())));
+    let many_attempts = lab.world.looks() + 20;
+    lab.until("many attempts", || lab.world.looks() >= many_attempts).await;
+    assert!(is_waiting(), "it does not give up");
 
     lab.world.set_agent("b", true);
     let back = Instant::now();
-    switchovers.registered("b");
+    switchovers.registered("b", "http://b:50053");
     while !lab.world.lost().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -269,11 +273,12 @@ async fn f3_a_deposed_leader_stops_acting() {
     lab.world.kill(1);
     assert_eq!(report(&switchovers, volume(0), "a").await, TAKEN);
     lab.store.set_down(true);
-    tokio::time::sleep(TTL).await;
-    assert!(first.leads().is_none(), "cut off from the store, it steps down before its lease ends");
+    let mut terms = first.terms.clone();
+    let stepped_down = tokio::time::timeout(TTL, terms.wait_for(Option::is_none)).await.is_ok();
+    assert!(stepped_down, "cut off from the store, it steps down before its lease ends");
     lab.world.set_operator(true);
-    tokio::time::sleep(TTL * 5).await;
-    assert_eq!(lab.world.acts(), []);
+    let acted = lab.until("an act", || !lab.world.acts().is_empty());
+    assert!(tokio::time::timeout(TTL * 5, acted).await.is_err(), "{:?}", lab.world.acts());
     assert_eq!(report(&switchovers, volume(0), "a").await, Reported::Unavailable);
     lab.store.set_down(false);
     lab.settled(&[&first]).await;
@@ -317,9 +322,7 @@ async fn records_removed_or_unreadable_do_not_stop_the_others() {
     let remove = |key: String| Transaction { when: vec![], then: vec![Operation::Delete { key }] };
     lab.store.transact(&remove(key)).await.unwrap();
     lab.world.set_operator(true);
-    while switchovers.count() > 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    lab.until("the end of it", || switchovers.count() == 0).await;
     assert_eq!(lab.moves(), 0, "cancelled before it was acted upon");
     lab.store.transact(&remove(keys().object(SwitchOver::KIND, "x"))).await.unwrap();
     lab.settled(&[&leader]).await;

@@ -265,6 +265,20 @@ mod tests {
         }
     }
 
+    /// The cluster agent watches these objects and reads these two fields.
+    #[test]
+    fn the_cluster_agent_finds_in_the_store_what_it_reads() {
+        let mut volume = volume(1);
+        let written = serde_json::to_value(&volume).unwrap();
+        assert_eq!(VolumeSpec::KIND, "VolumeSpec");
+        assert_eq!(
+            (written["uuid"].as_str(), written["moving"].is_null()),
+            (Some(&*Uuid::nil().to_string()), true)
+        );
+        volume.moving = Some(volume.take_target("a".into(), HostAcl::Any));
+        assert!(serde_json::to_value(&volume).unwrap()["moving"].is_object());
+    }
+
     #[test]
     fn targets_in_a_row_share_no_controller_id_and_each_has_room_for_many_hosts() {
         let range = engine_api::CNTLID_RANGE;

@@ -1,14 +1,19 @@
 //! The hosts' and their agents' part.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Act, Fault, LOST, PATH_WAIT, State, World, address};
-use crate::cluster::ports::{Agent, NodeAgents, PathError, PathErrorKind};
+use crate::cluster::ports::{Agent, Live, NodeAgents, PathError, PathErrorKind};
 use crate::cluster::record::volume_of;
+
+/// Between two looks at a path that is waited for.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl NodeAgents for World {
     fn replace_path<'a>(
@@ -33,10 +38,16 @@ impl NodeAgents for World {
                 tokio::time::sleep(LOST).await;
                 return Err(lost());
             }
-            if result.as_ref().is_err_and(|error| error.kind == PathErrorKind::NotUp) {
-                tokio::time::sleep(PATH_WAIT).await;
+            match result {
+                Ok(Connected::Serving) => Ok(()),
+                Ok(Connected::StandingBy) => self.wait_served(agent, volume(nqn), uri).await,
+                Err(error) => {
+                    if error.kind == PathErrorKind::NotUp {
+                        tokio::time::sleep(PATH_WAIT).await;
+                    }
+                    Err(error)
+                }
             }
-            result
         }
         .boxed()
     }
@@ -45,12 +56,46 @@ impl NodeAgents for World {
         &'a self,
         agent: Agent<'a>,
         nqn: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<String>, PathError>> {
+    ) -> BoxFuture<'a, Result<Option<Vec<Live>>, PathError>> {
         async move {
             let state = self.lock();
-            Ok(state.live(state.reach(agent)?, volume(nqn)))
+            let host = state.reach(agent)?;
+            let is_used = host.paths.contains_key(&volume(nqn));
+            Ok(is_used.then(|| state.live(host, volume(nqn))))
         }
         .boxed()
+    }
+
+    fn greet(&self, _: Agent<'_>) {}
+}
+
+/// What a new path leads to.
+enum Connected {
+    Serving,
+    StandingBy,
+}
+
+impl World {
+    async fn wait_served(&self, agent: Agent<'_>, id: Uuid, uri: &str) -> Result<(), PathError> {
+        let deadline = Instant::now() + PATH_WAIT;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let mut state = self.lock();
+            let live = state.reach(agent).map(|host| state.live(host, id))?;
+            let of_new: Vec<_> = live.iter().filter(|live| uri.contains(&live.address)).collect();
+            if of_new.iter().any(|live| live.is_accessible) {
+                return state.replace(agent, id, uri).map(drop);
+            }
+            if of_new.is_empty() || Instant::now() >= deadline {
+                // Taken back.
+                let current = state.volumes.get(&id).map(|volume| volume.current().id);
+                if let Some(paths) = state.hosts.get_mut(agent.node).and_then(|host| host.paths.get_mut(&id))
+                {
+                    paths.retain(|nexus| Some(*nexus) == current);
+                }
+                return Err(PathError::new(PathErrorKind::NotUp, "it stood by all the time"));
+            }
+        }
     }
 }
 
@@ -61,12 +106,28 @@ impl State {
         self.hosts.get(agent.node).filter(is_there).ok_or_else(away)
     }
 
-    fn replace(&mut self, agent: Agent<'_>, id: Uuid, uri: &str) -> Result<(), PathError> {
+    fn replace(&mut self, agent: Agent<'_>, id: Uuid, uri: &str) -> Result<Connected, PathError> {
         let host = self.reach(agent)?;
-        let live = self.live(host, id);
-        if live.iter().any(|address| uri.contains(address)) {
-            // Replaced already.
-            return Ok(());
+        let mut live = self.live(host, id);
+        live.retain(|live| live.is_accessible);
+        if live.iter().any(|live| uri.contains(&live.address)) {
+            // Replaced already, but for what is left of others.
+            let new = self.volumes.get(&id).map(|volume| volume.current().id);
+            if let Some(host) = self.hosts.get_mut(agent.node) {
+                host.paths.insert(id, new.into_iter().collect());
+            }
+            return Ok(Connected::Serving);
+        }
+        let standby = self.volumes.get(&id).and_then(|volume| volume.standby.as_ref());
+        if let Some((standby, _)) = standby.filter(|(nexus, _)| uri.contains(&address(nexus.node))) {
+            let (standby, is_up) = (standby.clone(), self.is_up(standby.node));
+            if !is_up || host.cut_from.contains(&standby.node) {
+                return Err(PathError::new(PathErrorKind::NotUp, "no connection"));
+            }
+            if let Some(host) = self.hosts.get_mut(agent.node) {
+                host.paths.entry(id).or_default().insert(standby.id);
+            }
+            return Ok(Connected::StandingBy);
         }
         if !live.is_empty() || !host.paths.contains_key(&id) {
             return Err(PathError::new(PathErrorKind::NoLostPath, "no path that is lost"));
@@ -84,7 +145,7 @@ impl State {
         }
         self.acts.push(Act::Replaced(agent.node.to_owned()));
         self.note_served();
-        Ok(())
+        Ok(Connected::Serving)
     }
 }
 

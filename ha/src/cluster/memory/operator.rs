@@ -11,11 +11,14 @@ use crate::cluster::record::Target;
 impl Volumes for World {
     fn published(&self, volume: Uuid) -> BoxFuture<'_, Result<Published, VolumeError>> {
         async move {
-            let state = self.lock();
+            let mut state = self.lock();
+            state.looks += 1;
             state.check(volume)?;
             let hosts = state.volumes[&volume].allowed.iter();
             let allowed_hosts = Some(hosts.map(|host| format!("{HOST_NQN_PREFIX}{host}")).collect());
-            Ok(Published { target: state.target(volume), allowed_hosts })
+            let standby = state.volumes[&volume].standby.as_ref();
+            let standby = standby.map(|(nexus, _)| state.shown(volume, nexus));
+            Ok(Published { target: state.target(volume), allowed_hosts, standby })
         }
         .boxed()
     }
@@ -44,6 +47,32 @@ impl Volumes for World {
                 volume
                     .nexuses
                     .retain(|nexus| nexus.id == current || registered.contains(&super::address(nexus.node)));
+            }
+            Ok(())
+        })
+        .boxed()
+    }
+
+    fn report_path<'a>(
+        &'a self,
+        volume: Uuid,
+        standby: Uuid,
+        node: &'a str,
+    ) -> BoxFuture<'a, Result<(), VolumeError>> {
+        self.change(move |state| {
+            state.check(volume)?;
+            let known = state.volumes.get_mut(&volume);
+            let found = known.and_then(|known| known.standby.as_mut().zip(Some(&known.allowed)));
+            let Some(((nexus, arrived), allowed)) = found.filter(|((nexus, _), _)| nexus.id == standby)
+            else {
+                return Err(VolumeError::new(VolumeErrorKind::NotFound, "no such target"));
+            };
+            arrived.insert(node.to_owned());
+            if arrived.is_superset(allowed) {
+                let nexus = nexus.clone();
+                state.acts.push(Act::Switched(volume));
+                state.take_over(volume, nexus);
+                state.note_served();
             }
             Ok(())
         })
@@ -121,13 +150,20 @@ impl State {
         let served = self.served_since.iter().filter(|((_, volume), _)| *volume == id);
         let served = served.map(|((host, _), since)| (host.clone(), since.elapsed())).collect();
         self.acts.push(Act::Moved { volume: id, served });
-        let new = self.new_nexus();
+        let standby = self.volumes.get_mut(&id).and_then(|volume| volume.standby.take());
+        let fresh = Nexus { id: self.new_nexus(), node, is_unfenced: true, is_there: true };
+        self.take_over(id, standby.map_or(fresh, |(nexus, _)| nexus));
+    }
+
+    /// The old one is stopped, then the new one begins.
+    fn take_over(&mut self, id: Uuid, new: Nexus) {
         if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.standby = None;
             for nexus in &mut volume.nexuses {
                 nexus.is_unfenced = false;
                 nexus.is_there = false;
             }
-            volume.nexuses.push(Nexus { id: new, node, is_unfenced: true, is_there: true });
+            volume.nexuses.push(Nexus { is_unfenced: true, ..new });
         }
     }
 }

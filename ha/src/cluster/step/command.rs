@@ -52,8 +52,8 @@ pub enum Event {
 pub struct Looked {
     /// How the volume is published.
     pub published: Result<Published, VolumeError>,
-    /// The addresses of live controllers by node, of every host that may connect and whose agent is known; `None` where
-    /// the agent did not answer.
+    /// The addresses of live controllers that carry I/O by node, of every host that may connect and whose agent is known;
+    /// `None` where the agent did not answer.
     pub live: BTreeMap<String, Option<Vec<String>>>,
 }
 

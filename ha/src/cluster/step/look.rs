@@ -87,10 +87,11 @@ impl Switchover {
         let known = [Some(&published.target), self.record.target.as_ref(), self.record.replaced.as_ref()];
         let same = |t: &&Target| t.nexus == published.target.nexus;
         let address = known.into_iter().flatten().filter(same).find_map(Target::address).map(str::to_owned);
+        let standby = published.standby.as_ref().and_then(Target::address);
         let is_live = |addresses: &Vec<String>| match &address {
             Some(address) => addresses.contains(address),
-            // The operator cannot see the target, a host does.
-            None => !addresses.is_empty(),
+            // The operator cannot see the target, a host does. What stands by in a planned move is not it.
+            None => addresses.iter().any(|address| Some(address.as_str()) != standby),
         };
         let others = live.iter().filter(|(node, _)| !self.record.frontends.contains_key(*node));
         self.serves_others = others.filter_map(|(_, addresses)| addresses.as_ref()).any(is_live);

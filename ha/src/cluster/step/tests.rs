@@ -30,7 +30,7 @@ fn unseen(n: u128) -> Target {
 fn looked(target: Target, live: &[(&str, Option<&[u128]>)]) -> Event {
     let addresses = |list: &[u128]| list.iter().map(|n| format!("10.0.0.{n}:8420")).collect();
     Event::Looked(Looked {
-        published: Ok(Published { target, allowed_hosts: None }),
+        published: Ok(Published { target, allowed_hosts: None, standby: None }),
         live: live.iter().map(|(node, list)| ((*node).to_owned(), list.map(addresses))).collect(),
     })
 }
@@ -166,6 +166,21 @@ fn f3_a_target_that_serves_is_not_moved() {
         .then(Event::Elapsed, &["look a"])
         .then(looked(target(1), &[("a", Some(&[1]))]), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"]);
+}
+
+/// In a planned move the host is connected to what stands by, which serves nobody yet: the target that the operator
+/// cannot see is lost all the same.
+#[test]
+fn f3_a_path_to_a_target_that_stands_by_is_no_path_to_the_target() {
+    let standby = |n| Published { target: unseen(1), allowed_hosts: None, standby: Some(target(n)) };
+    let looked = |n| {
+        Event::Looked(Looked {
+            published: Ok(standby(n)),
+            live: BTreeMap::from([("a".to_owned(), Some(vec!["10.0.0.2:8420".to_owned()]))]),
+        })
+    };
+    Story::replayed(Stage::Init).then(Event::Started, &["look a"]).then(looked(2), &["log RepublishVolume"]);
+    Story::replayed(Stage::Init).then(Event::Started, &["look a"]).then(looked(3), &["erase"]);
 }
 
 #[test]
@@ -431,6 +446,7 @@ fn a_host_that_may_not_connect_gets_no_path() {
     let published = Published {
         target: target(1),
         allowed_hosts: Some(vec!["nqn.2019-05.io.openebs:node-name:b".into()]),
+        standby: None,
     };
     assert!(published.allows("b") && !published.allows("a"));
     Story::fresh()

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::cluster::log::{Entry, LogError};
-use crate::cluster::ports::{Agent, Published, Republish, VolumeError, VolumeErrorKind};
+use crate::cluster::ports::{Agent, Live, Published, Republish, VolumeError, VolumeErrorKind};
 use crate::cluster::record::{Stage, SwitchOver};
 use crate::cluster::step::{Answer, Command, Event, Looked, Outcome, Switchover, step};
 
@@ -318,7 +318,7 @@ async fn republish(shared: Arc<Shared>, volume: Uuid, request: Republish) -> Eff
     Effect::Event(Event::Republished(result))
 }
 
-/// What each host sees of the target now.
+/// The paths of each host that carry I/O to the target now.
 fn live(
     shared: Arc<Shared>,
     record: &SwitchOver,
@@ -336,8 +336,12 @@ fn live(
         let (shared, nqn) = (&shared, &nqn);
         let asked = agents.into_iter().map(|(node, endpoint)| async move {
             let agent = Agent { node: &node, endpoint: &endpoint };
-            let answer = shared.means.agents.live_controllers(agent, nqn).await;
-            (node, answer.ok())
+            let live = shared.means.agents.live_controllers(agent, nqn).await.ok();
+            let carrying = |live: Option<Vec<Live>>| {
+                let live = live.into_iter().flatten().filter(|it| it.is_accessible);
+                live.map(|it| it.address).collect()
+            };
+            (node, live.map(carrying))
         });
         join_all(asked).await.into_iter().collect()
     }

@@ -1,0 +1,263 @@
+//! Planned moves: hosts are connected to the target that stands by, and the operator is told when they are.
+//!
+//! ```text
+//!   etcd: a volume is to move ──> look (operator) ──> hosts not there yet: ReplacePath ──> agent connects, waits until it
+//!                                   ^   │                                                  serves, takes the old path away
+//!                                   │   └──> hosts that are there: report to the operator ──> it lets the old target
+//!                                   └────────────────────── again, until the move is over     stop, the new one serve
+//! ```
+//!
+//! Nothing here is in the log: the operator's registry is where a move is written down, and each round begins with a look.
+//! Hosts that do not come have the target moved under them after a while, by the operator, and then report a lost path.
+//!
+//! Of the registry, which is the operator's, two fields of a `VolumeSpec` are read: `uuid`, and whether there is `moving`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, join_all};
+use futures::stream::{FuturesUnordered, StreamExt};
+use serde::{Deserialize, Serialize};
+use store::{Object, ObjectChange, Objects, StoreError};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::ports::{Agent, Live, Published, VolumeErrorKind};
+use super::record::{NQN_PREFIX, Target};
+use super::switchovers::Means;
+
+/// Volumes that are seen to at once; others wait their turn, and have the target moved under them at worst.
+const MOVES_MAX: usize = 64;
+/// Between two looks while hosts are on their way.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks of a move that takes long, and before the registry is read again after it could not be.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A volume of the registry, as far as it is read here.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Spec(serde_json::Value);
+
+impl Object for Spec {
+    const KIND: &'static str = "VolumeSpec";
+
+    fn id(&self) -> String {
+        self.0["uuid"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Spec {
+    /// The volume, if it is to move.
+    fn moving(&self) -> Option<Uuid> {
+        if self.0["moving"].is_null() { None } else { self.id().parse().ok() }
+    }
+}
+
+/// Sees to every planned move there is and comes to be. Never returns; what is under way ends when this is dropped, and
+/// whoever leads next begins with a look.
+pub async fn follow(objects: &Objects, means: &Means) {
+    let mut escorts = Escorts { means: means.clone(), tasks: JoinSet::new(), at_work: HashMap::new() };
+    loop {
+        if let Err(failure) = escorts.watch(objects).await {
+            debug!(error = %failure, "planned moves are not followed for a moment");
+        }
+        tokio::time::sleep(PAUSE_MAX).await;
+    }
+}
+
+struct Escorts {
+    means: Means,
+    tasks: JoinSet<Uuid>,
+    /// By volume: whether it was announced again since its task began.
+    at_work: HashMap<Uuid, bool>,
+}
+
+impl Escorts {
+    /// Until the watch breaks.
+    async fn watch(&mut self, objects: &Objects) -> Result<(), StoreError> {
+        let listing = objects.list::<Spec>().await?;
+        let mut changes = objects.watch::<Spec>(listing.revision).await?;
+        let mut waiting: HashSet<Uuid> =
+            listing.objects.iter().filter_map(|volume| volume.value.moving()).collect();
+        loop {
+            self.begin(&mut waiting);
+            tokio::select! {
+                change = changes.next() => match change {
+                    Some(Ok(ObjectChange::Put(volume))) => waiting.extend(volume.value.moving()),
+                    Some(Ok(ObjectChange::Deleted { .. })) => {}
+                    Some(Err(failure)) => return Err(failure),
+                    None => return Ok(()),
+                },
+                Some(ended) = self.tasks.join_next() => {
+                    // A bug in one must not stop the others; its volume is forgotten with the next listing.
+                    let Ok(volume) = ended else { continue };
+                    if self.at_work.remove(&volume) == Some(true) {
+                        waiting.insert(volume);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, waiting: &mut HashSet<Uuid>) {
+        waiting.retain(|volume| match self.at_work.get_mut(volume) {
+            Some(is_announced) => {
+                *is_announced = true;
+                false
+            }
+            None if self.tasks.len() >= MOVES_MAX => true,
+            None => {
+                self.at_work.insert(*volume, false);
+                self.tasks.spawn(escort(self.means.clone(), *volume));
+                false
+            }
+        });
+    }
+}
+
+/// Sees to one volume until its move is over.
+async fn escort(means: Means, volume: Uuid) -> Uuid {
+    let nqn = format!("{NQN_PREFIX}{volume}");
+    let mut underway = Underway::default();
+    let begun = Instant::now();
+    let mut pause = PAUSE;
+    loop {
+        match means.volumes.published(volume).await {
+            Ok(Published { standby: Some(standby), allowed_hosts, target }) => {
+                let published = Published { standby: None, allowed_hosts, target };
+                underway.round(&means, volume, &nqn, &published, &standby).await;
+            }
+            // It is over, one way or the other.
+            Ok(Published { standby: None, target, .. }) => {
+                info!(volume.id = %volume, target.node, elapsed_ms = begun.elapsed().as_millis(), "planned move over");
+                return volume;
+            }
+            Err(error) if matches!(error.kind, VolumeErrorKind::NotFound | VolumeErrorKind::NotPublished) => {
+                return volume;
+            }
+            Err(error) => debug!(volume.id = %volume, error = %error, "planned move not looked at"),
+        }
+        let next = Instant::now() + pause;
+        // Agents go on connecting meanwhile.
+        underway.drive_until(next).await;
+        pause = (pause + PAUSE).min(PAUSE_MAX);
+    }
+}
+
+/// Calls to agents that connect their hosts, by node; each waits until the new target serves.
+#[derive(Default)]
+struct Underway {
+    calls: FuturesUnordered<BoxFuture<'static, String>>,
+    nodes: BTreeSet<String>,
+    reported: BTreeSet<(Uuid, String)>,
+}
+
+impl Underway {
+    async fn round(
+        &mut self,
+        means: &Means,
+        volume: Uuid,
+        nqn: &str,
+        published: &Published,
+        standby: &Target,
+    ) {
+        let (Some(nexus), Some(uri), Some(address)) = (standby.nexus, &standby.uri, standby.address()) else {
+            return;
+        };
+        for (node, arrival) in arrivals(means, nqn, published, address).await {
+            match arrival {
+                Arrival::Here | Arrival::NotNeeded => {
+                    // Again each time: an operator that took over has heard of nobody.
+                    match means.volumes.report_path(volume, nexus, &node).await {
+                        Ok(()) if self.reported.insert((nexus, node.clone())) => {
+                            info!(volume.id = %volume, host.node = node, ?arrival, "host ready for the planned move");
+                        }
+                        Ok(()) => {}
+                        Err(error) => {
+                            debug!(volume.id = %volume, host.node = node, error = %error, "host not reported ready");
+                        }
+                    }
+                }
+                Arrival::Awaited if self.nodes.insert(node.clone()) => {
+                    self.calls.push(connect(means.clone(), nqn.to_owned(), uri.clone(), node));
+                }
+                Arrival::Awaited | Arrival::Unknown => {}
+            }
+        }
+    }
+
+    async fn drive_until(&mut self, deadline: Instant) {
+        loop {
+            tokio::select! {
+                Some(node) = self.calls.next() => {
+                    // Should the host not be there, the next round tries again.
+                    self.nodes.remove(&node);
+                }
+                () = tokio::time::sleep_until(deadline) => return,
+            }
+        }
+    }
+}
+
+fn connect(means: Means, nqn: String, uri: String, node: String) -> BoxFuture<'static, String> {
+    Box::pin(async move {
+        let endpoint = means.endpoints.of(&node).unwrap_or_default();
+        let agent = Agent { node: &node, endpoint: &endpoint };
+        if let Err(error) = means.agents.replace_path(agent, &nqn, &uri).await {
+            warn!(nqn, uri, host.node = node, error = %error, "host not connected to the target that stands by");
+        }
+        node
+    })
+}
+
+/// How far a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// Connected to the target that stands by.
+    Here,
+    /// It does not use the volume.
+    NotNeeded,
+    /// It uses the volume and is not connected there.
+    Awaited,
+    /// Its agent does not say.
+    Unknown,
+}
+
+/// Of every host that may connect.
+async fn arrivals(
+    means: &Means,
+    nqn: &str,
+    published: &Published,
+    standby: &str,
+) -> BTreeMap<String, Arrival> {
+    let nodes: Vec<String> = match published.allowed_hosts {
+        Some(_) => published.allowed_nodes().map(str::to_owned).collect(),
+        None => means.endpoints.nodes(),
+    };
+    let asked = nodes.into_iter().map(|node| async move {
+        let Some(endpoint) = means.endpoints.of(&node) else { return (node, Arrival::Unknown) };
+        let agent = Agent { node: &node, endpoint: &endpoint };
+        let arrival = match means.agents.live_controllers(agent, nqn).await {
+            Ok(Some(live)) if is_at(&live, standby) => Arrival::Here,
+            Ok(Some(_)) => Arrival::Awaited,
+            Ok(None) => Arrival::NotNeeded,
+            Err(_) => Arrival::Unknown,
+        };
+        (node, arrival)
+    });
+    let mut arrivals: BTreeMap<String, Arrival> = join_all(asked).await.into_iter().collect();
+    if published.allowed_hosts.is_none() && arrivals.values().any(|arrival| *arrival != Arrival::NotNeeded) {
+        // Anybody may connect, and one host is enough for the operator: it is told when all that use the volume are there.
+        arrivals.retain(|_, arrival| *arrival != Arrival::NotNeeded);
+        if arrivals.values().any(|arrival| *arrival == Arrival::Awaited) {
+            arrivals.retain(|_, arrival| *arrival != Arrival::Here);
+        }
+    }
+    arrivals
+}
+
+fn is_at(live: &[Live], address: &str) -> bool {
+    live.iter().any(|live| live.address == address)
+}
