@@ -261,9 +261,6 @@ fn target_status(view: &VolumeView, target: &TargetSpec) -> TargetStatus {
     let shown = view.target_nexus().and_then(|nexus| nexus.presence.here());
     let device_uri = shown.and_then(|nexus| nexus.device_uri.clone());
     let address = device_uri.as_deref().and_then(address_of);
-    let connect = address.as_ref().map(|(address, port, nqn)| {
-        format!("nvme connect --transport=tcp --traddr={address} --trsvcid={port} --nqn={nqn}")
-    });
     TargetStatus {
         node: target.node.clone(),
         state: shown.map_or(TargetState::Unknown, |nexus| target_state(nexus.state)),
@@ -271,7 +268,8 @@ fn target_status(view: &VolumeView, target: &TargetSpec) -> TargetStatus {
         port: address.as_ref().map(|(_, port, _)| *port),
         nqn: Some(engine_api::subsystem_nqn(&view.uuid.to_string())),
         device_uri,
-        connect,
+        // Made of the above where the status is written.
+        connect: None,
         allowed_hosts: hosts_to(&target.hosts),
     }
 }

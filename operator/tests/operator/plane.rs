@@ -61,11 +61,9 @@ async fn a_pool_and_a_volume_are_shown_as_they_were_asked_for() {
     assert_eq!(found.spec, spec);
     assert_eq!(plane.mirror(&key(Kind::Volume, "data")).and_then(|m| m.settled), Some(mirror_of(&spec)));
     let target = found.target.unwrap();
-    let connect = target.connect.unwrap();
-    assert!(
-        connect.starts_with("nvme connect --transport=tcp --traddr=10.0.0.1 --trsvcid=8420 --nqn="),
-        "{connect}"
-    );
+    assert_eq!((target.address.as_deref(), target.port), (Some("10.0.0.1"), Some(8420)));
+    let (device, nqn) = (target.device_uri.unwrap(), target.nqn.unwrap());
+    assert!(device.contains(&nqn), "{device} {nqn}");
     assert!(matches!(plane.nexus("data"), Standing::Exists(_)));
     let Standing::Exists(node) = plane.node("a") else { panic!("registered") };
     assert!(node.status.schedulable && node.status.pools == ["pool-a"]);
