@@ -1,8 +1,8 @@
 //! The Kubernetes that a run uses: an API server of its own, or a scratch cluster that the user names.
 //!
 //! A user's cluster is used only when `E2E_KUBECONFIG` names it. Everything made there carries [`LABEL`]; what an
-//! earlier run left with that label is removed first; and a cluster that has kinds of `openebs.io` without the label
-//! is in use by somebody, and refused.
+//! earlier run left with that label is removed first; and a cluster that has kinds of `openebs.io`, or our namespace,
+//! without the label is in use by somebody, and refused.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -117,12 +117,23 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a namespace.
+    /// Makes a namespace, or uses the one that an earlier run left. Somebody else's of that name is refused as it is.
     pub async fn create_namespace(&self, name: &str) -> Result<()> {
+        let found =
+            self.kubectl.get(&["namespace", "--field-selector", &format!("metadata.name={name}")]).await?;
+        if let Some(namespace) = items(&found).next() {
+            ensure!(
+                is_ours(namespace),
+                "the cluster has a namespace {name} that this harness did not make: it will not be touched; name a \
+                 scratch cluster without it"
+            );
+            return Ok(());
+        }
         let manifest = format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    {LABEL}: {LABEL_VALUE}\n"
         );
-        self.kubectl.apply(&manifest).await.map(drop)
+        // Not applied: one that somebody makes in this moment would be labelled.
+        self.kubectl.run_with_input(&["create", "-f", "-"], &manifest).await.map(drop)
     }
 
     /// Removes the kinds a run made, and so their objects. Only a scratch cluster needs it; our own goes with its
@@ -185,13 +196,16 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list.get("items").and_then(Value::as_array).into_iter().flatten()
 }
 
+/// Whether a run of ours made it.
+fn is_ours(object: &Value) -> bool {
+    object.pointer(&format!("/metadata/labels/{LABEL}")).and_then(Value::as_str) == Some(LABEL_VALUE)
+}
+
 /// Kinds of our group that no run of ours made.
 fn foreign_kinds(definitions: &Value) -> Vec<String> {
     items(definitions)
         .filter(|kind| kind.pointer("/spec/group").and_then(Value::as_str) == Some(crds::names::GROUP))
-        .filter(|kind| {
-            kind.pointer(&format!("/metadata/labels/{LABEL}")).and_then(Value::as_str) != Some(LABEL_VALUE)
-        })
+        .filter(|kind| !is_ours(kind))
         .filter_map(|kind| kind.pointer("/metadata/name").and_then(Value::as_str).map(str::to_owned))
         .collect()
 }

@@ -135,8 +135,9 @@ impl Lab {
     }
 
     async fn furnish(&mut self, cluster: Cluster) -> Result<()> {
-        cluster.apply_definitions().await?;
+        // The namespace first: it may be somebody's, and then nothing else is to be made there.
         cluster.create_namespace(NAMESPACE).await?;
+        cluster.apply_definitions().await?;
         self.cluster = Some(cluster);
         Ok(())
     }

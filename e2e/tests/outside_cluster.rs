@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::cluster::Cluster;
+use e2e::cluster::{Cluster, LABEL, LABEL_VALUE};
 use e2e::lab::{Lab, NAMESPACE, Parts};
 use e2e::place::Place;
 use e2e::process::Processes;
@@ -20,6 +20,17 @@ async fn c7_a_cluster_elsewhere_is_used_and_what_is_ours_there_is_removed_by_the
         "an API server in the network that the run is started in",
         Cluster::own(&processes, run.path(), Place::loopback()),
     )
+    .await?;
+    step("somebody's namespace of our name is refused as it is", async {
+        let kubectl = theirs.kubectl();
+        kubectl.run(&["create", "namespace", NAMESPACE]).await?;
+        let refused = theirs.create_namespace(NAMESPACE).await;
+        ensure!(matches!(&refused, Err(why) if why.to_string().contains("did not make")), "{refused:?}");
+        let namespace = kubectl.get(&["namespace", NAMESPACE]).await?;
+        ensure!(namespace.pointer(&format!("/metadata/labels/{LABEL}")).is_none(), "labelled: {namespace}");
+        // No controller ends a namespace here: the label makes it one of ours.
+        kubectl.run(&["label", "namespace", NAMESPACE, &format!("{LABEL}={LABEL_VALUE}")]).await.map(drop)
+    })
     .await?;
 
     let parts = Parts { engines: 1, hosts: 0, operators: 1, kubernetes: true };
