@@ -113,7 +113,8 @@ async fn c3_a_leader_cut_off_from_the_store_steps_down_before_its_lease_ends() {
     assert!(tenure.holds());
     let reason = leadership.deposed().await;
     assert!(!tenure.holds());
-    assert!(cut.elapsed() < TTL, "stepped down {:?} after the cut: {reason}", cut.elapsed());
+    // What it had begun by then has the rest of the lease to come to an end.
+    assert!(cut.elapsed() < TTL * 9 / 10, "stepped down {:?} after the cut: {reason}", cut.elapsed());
     memory.set_down(false);
     let next = campaign(store, &keys, "b", TTL, |_| {}).await;
     assert!(next.fence().revision > leadership.fence().revision);

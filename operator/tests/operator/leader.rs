@@ -107,6 +107,11 @@ async fn c3_when_the_leader_is_killed_the_other_leads_and_the_old_one_can_do_not
     core.volumes().create(volume(7, 2)).await.map_err(|error| anyhow::anyhow!(error.chain()))?;
     core.volumes().publish(V, on("a")).await.map_err(|error| anyhow::anyhow!(error.chain()))?;
     assert!(!second.is_leading());
+    for node in ["a", "b"] {
+        let seen = lab.engine(node).fence().leader.map(|leader| (leader.registry, leader.revision));
+        let ours = (core.registry.identity().incarnation, core.registry.fence().revision.0);
+        assert_eq!(seen, Some(ours), "what engines compare is the registry's and the election's");
+    }
 
     let before = core.registry.fence().revision;
     first.kill();
@@ -118,6 +123,7 @@ async fn c3_when_the_leader_is_killed_the_other_leads_and_the_old_one_can_do_not
 
     let error = core.volumes().destroy(V).await.expect_err("the store compares the election");
     assert!(error.is_fenced(), "{}", error.chain());
+    assert!(core.registry.deposed().is_cancelled(), "whoever acts in this term hears of it");
     for node in ["a", "b"] {
         let seen = lab.engine(node).fence().leader.expect("engines have seen a leader");
         let deposed = engine_api::Call::leader(seen.registry, before.0);

@@ -8,12 +8,14 @@ use engine_api::{
     node_host_nqn,
 };
 use operator::engines::watchdog::NodeStatus;
+use operator::registry::intent::{IntentVerdict, verdict};
 use operator::registry::{
     HostAcl, NexusSpec, ReplicaSpec, SpecStatus, TargetSpec, Topology, VolumeOperation, VolumePolicy,
     VolumeSpec,
 };
 use operator::scheduler::PoolCandidate;
 use operator::volume::plan::{Plan, ReasonCode, Step, plan};
+use operator::volume::republish::serves;
 use operator::volume::view::{
     Arrival, HealSettings, NexusRecord, NexusView, NodeView, Presence, ReplicaView, VolumeView,
 };
@@ -375,6 +377,10 @@ fn f1_no_target_is_made_while_an_old_one_is_neither_gone_nor_told_to_stop() {
     assert_eq!(told.step(), Step::ReserveNexus { nexus: id(0x91) });
     let answers = old(Presence::Here(shown_nexus(&[])));
     assert_eq!(answers.step(), Step::DestroyNexus { nexus: id(NEXUS) });
+    let stuck = answers.with(|view| {
+        drop(view.barred.insert(Step::DestroyNexus { nexus: id(NEXUS) }, "it does not go".into()));
+    });
+    assert_eq!(stuck.step(), Step::TellToStop { nexus: id(NEXUS) });
     let confirmed = old(Presence::Missing);
     assert_eq!(confirmed.step(), Step::ForgetNexus { nexus: id(NEXUS) });
     let free = old(Presence::Missing).with(|view| view.nexuses.clear());
@@ -417,6 +423,25 @@ fn f1_a_replaced_target_is_shut_down_or_told_to_stop_before_anything_else() {
         ("its creation may still arrive", noted(replaced(Presence::Missing), creating), tell),
     ] {
         assert_eq!(scene.step(), step, "{case}");
+    }
+}
+
+/// The intent is written, or the new target is there: it waits as one that is not reserved yet does.
+#[test]
+fn f1_a_target_that_is_reserved_or_stands_by_serves_only_after_the_old_one_was_told() {
+    let members = [child(1, ChildState::Online), child(2, ChildState::Online)];
+    let standby = Nexus { uuid: id(0x91), ana_state: AnaState::Inaccessible, ..shown_nexus(&members) };
+    for presence in [Presence::Missing, Presence::Here(standby)] {
+        let untold = replaced(Presence::Unknown).with(|view| {
+            view.barred.insert(Step::TellToStop { nexus: id(NEXUS) }, "the store does not answer".into());
+            let spec = NexusSpec { status: SpecStatus::Creating, ..nexus_spec(0x91, "b") };
+            view.nexuses.push(NexusView { spec, presence, missing_for: Duration::ZERO });
+            view.replicas[0].presence = Presence::Here(shared_to(1, "a", "b"));
+        });
+        assert!(untold.codes().contains(&ReasonCode::OldTargetNotGone), "{}", untold.texts());
+        assert!(!serves(&untold.view), "a host that asks again must not be told that all is well");
+        let told = noted(untold, |spec| spec.do_self_shutdown = true).step();
+        assert!(matches!(told, Step::CreateNexus { .. } | Step::ActivateNexus { .. }), "{told:?}");
     }
 }
 
@@ -735,6 +760,29 @@ fn c3_a_reserved_replica_is_destroyed_only_when_no_older_target_may_count_on_it(
         view.barred.clear();
     });
     assert_eq!(told.step(), destroy(true));
+}
+
+#[test]
+fn c5_an_intent_that_cannot_be_finished_is_taken_back_when_its_time_is_over() {
+    use IntentVerdict::{CancelMove, CarryOn, RollBackCreate, RollBackPublish};
+    use VolumeOperation::{Move, Publish, Republish, Unpublish};
+    let is = |status, operation, is_prepared: bool| {
+        let scene = Scene::new().volume(|volume| {
+            (volume.status, volume.operation) = (status, operation);
+            volume.moving = is_prepared.then(|| target(0x91, "b"));
+        });
+        let volume = scene.view.volume.expect("the scene has a volume");
+        assert_eq!(verdict(&volume, LONG - Duration::from_secs(1), LONG), CarryOn, "{operation:?} in time");
+        verdict(&volume, LONG, LONG)
+    };
+    let made = SpecStatus::Created;
+    assert_eq!(is(SpecStatus::Creating, None, false), RollBackCreate);
+    assert_eq!(is(SpecStatus::Deleting, None, false), CarryOn);
+    assert_eq!(is(made, Some(Publish), false), RollBackPublish);
+    assert_eq!(is(made, Some(Unpublish), false), CarryOn);
+    assert_eq!(is(made, Some(Move), true), CancelMove, "the old one serves still");
+    assert_eq!(is(made, Some(Move), false), CarryOn, "it was switched");
+    assert_eq!(is(made, Some(Republish), false), CarryOn);
 }
 
 #[test]

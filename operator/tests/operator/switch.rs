@@ -252,6 +252,23 @@ async fn a_republish_that_cannot_be_is_refused_by_name() {
     assert!(nothing.context().contains("pool-a on node a"), "{nothing}");
 }
 
+/// Its engine would refuse to make it again, and hosts would wait for ever.
+#[tokio::test(start_paused = true)]
+async fn f1_a_target_that_was_told_to_stop_is_not_taken_back_when_the_new_one_cannot_be_made() {
+    let lab = Lab::new(&["a", "b"]);
+    let (operator, old) = published(&lab).await;
+    lab.engine("a").kill();
+    let refuse = ApiError::new(EngineErrorKind::Internal, "no");
+    lab.engine("b").fail_next("create_nexus", When::BeforeEffect, refuse);
+    operator.core.volumes().republish(V, insist()).await.unwrap_err();
+    assert_eq!(lab.record(V, old.nexus).unwrap()["do_self_shutdown"], true);
+    let new = operator.volume(V).unwrap().target.unwrap();
+    assert_ne!(new.nexus, old.nexus);
+    lab.engine("a").start();
+    rest(&lab, &operator, "the new one is made later").await;
+    assert_eq!(lab.serving().await, vec![("b", new.nexus)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reconciler_that_waits_for_a_silent_engine_gives_way_to_a_host_that_waits() {
     let lab = Lab::new(&["a", "b"]);
