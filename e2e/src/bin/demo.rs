@@ -40,19 +40,31 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = demo(&args) => outcome,
-            _ = interrupted() => Err(anyhow::anyhow!("interrupted; everything is cleaned up")),
-        }
-    });
-    match outcome {
+    match runtime.block_on(run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\ndemo: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let begun = Instant::now();
+    // Dropping the work ends the processes and the network of the lab.
+    let (lab, target) = tokio::select! {
+        outcome = demo(args) => outcome?,
+        _ = interrupted() => bail!("interrupted; its processes and its network are gone"),
+    };
+    lab.run.passed();
+    println!("\nAll of it held. {:.0} s in all.", begun.elapsed().as_secs_f64());
+    if args.keep {
+        print_usage(&lab, &target);
+        // Whatever has become of it in other hands, this is how it is meant to end.
+        interrupted().await?;
+        println!("\nEnding it.");
+    }
+    Ok(())
 }
 
 async fn interrupted() -> Result<()> {
@@ -63,8 +75,8 @@ async fn interrupted() -> Result<()> {
     }
 }
 
-async fn demo(args: &Args) -> Result<()> {
-    let begun = Instant::now();
+/// All of it; the lab is as it was shown last, or its host has disconnected.
+async fn demo(args: &Args) -> Result<(Lab, Target)> {
     let parts = Parts { engines: 3, hosts: 1, operators: 1, kubernetes: true };
     let mut lab = step("network namespaces and etcd", Lab::prepare("demo", parts)).await?;
     step("Kubernetes API server, kinds of crds/yaml", lab.start_kubernetes()).await?;
@@ -147,19 +159,14 @@ async fn demo(args: &Args) -> Result<()> {
     })
     .await?;
 
-    if args.keep {
-        print_usage(&lab, &target);
-        interrupted().await?;
+    if !args.keep {
+        step("clean up", async {
+            host.unmount(MOUNT).await?;
+            host.disconnect(&target.nqn).await
+        })
+        .await?;
     }
-    step("clean up", async {
-        host.unmount(MOUNT).await?;
-        host.disconnect(&target.nqn).await
-    })
-    .await?;
-    lab.run.passed();
-    drop(lab);
-    println!("\nAll of it held. {:.0} s in all.", begun.elapsed().as_secs_f64());
-    Ok(())
+    Ok((lab, target))
 }
 
 /// Runs one step, shows that it goes on, and how long it took.
