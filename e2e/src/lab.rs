@@ -12,6 +12,7 @@ pub mod ha_cluster;
 pub mod mirror;
 pub mod operator;
 pub mod service;
+pub mod volumes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -171,10 +172,7 @@ impl Lab {
             node.start(&self.processes, &self.net).await?;
             self.engines.push(node);
         }
-        if let Some(operator) = self.operators.first() {
-            operator.wait_nodes(usize::from(count)).await?;
-        }
-        Ok(())
+        if self.operators.is_empty() { Ok(()) } else { self.wait_nodes().await }
     }
 
     /// Cluster agents of high availability, for the operators that were started; returns when the first leads.

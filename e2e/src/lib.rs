@@ -12,14 +12,18 @@
 //! Kubectl     what a user types
 //! Outside     a way from the hub to a cluster elsewhere
 //! Lab         all of it, and the product's own processes: engines on their nodes, operators
+//! App         an application on a host: files of known content, and a load that checks what it reads
+//! Stand       failover with every part in its place, and the faults that cause one
 //! ```
 //!
 //! Absent on purpose: anything that skips. A part that cannot be had is an error that says how to get it.
 #![forbid(unsafe_code)]
 
 pub mod apiserver;
+pub mod app;
 pub mod cluster;
 pub mod etcd;
+pub mod failover;
 pub mod guest;
 pub mod kubeconfig;
 pub mod kubectl;

@@ -216,6 +216,11 @@ impl LinuxHost {
         Ok(())
     }
 
+    /// The checksum of what a replica of our engines holds for the host; what lies before it is the engine's own.
+    pub async fn checksum_of_replica(&self, device: &str, size_mib: u64) -> Result<String> {
+        self.sh(&format!("dd if={device} bs=1M skip=5 count={size_mib} 2>/dev/null | md5sum")).await
+    }
+
     fn console_tail(&self) -> String {
         format!("{}\nkernel messages are in {}", self.qemu.log_tail(), self.machine.console().display())
     }

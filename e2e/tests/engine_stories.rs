@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::guest::io_load::{IoOptions, Summary};
+use e2e::app::{App, AppOptions};
+use e2e::guest::io_load::Summary;
 use e2e::lab::mirror::{Mirror, connect_options};
 use e2e::lab::{Lab, Parts};
 use e2e::steps::step;
@@ -22,7 +23,6 @@ use uuid::Uuid;
 const MIB: u64 = 1 << 20;
 /// Small pools have small units.
 const CLUSTER_BYTES: u32 = 1 << 20;
-const MOUNT: &str = "/mnt/volume";
 /// An engine is up, a child retired, a replica rebuilt within this; the machine may be slow and the host is emulated.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// The host resets a path whose command is not answered within this. The default is 30 s; a shorter one makes the
@@ -45,21 +45,12 @@ async fn a_mirrored_volume_outlives_every_fault_that_it_is_made_for() -> Result<
 
     let mut mirror = step("pools, replicas, a nexus on node 1", make_mirror(&lab)).await?;
     let path = step("it is published", mirror.publish(&lab, &[host.host_nqn()])).await?;
-    let checksums = step("the host connects, makes an ext4, writes files", async {
-        let device = host.connect(&path).await?;
-        host.make_ext4(&device).await?;
-        host.mount(&device, MOUNT).await?;
-        host.write_files(MOUNT, 16, 1536).await
+    let files = AppOptions { files: 16, kib_each: 1536, ..AppOptions::new("app") };
+    let app = step("the host connects, makes an ext4, writes files", async {
+        App::install(&host, &host.connect(&path).await?, &files).await
     })
     .await?;
-    // A small area: what is open when a nexus dies is then a small part of the volume.
-    let options = IoOptions {
-        state: Some("/run/load.state".into()),
-        pause_ms: 5,
-        blocks: 512,
-        ..IoOptions::new("load", format!("{MOUNT}/load"))
-    };
-    let load = step("the host reads and writes from now on", host.start_io(&options)).await?;
+    let load = step("the host reads and writes from now on", app.run(&host)).await?;
 
     step(
         "d5_ a replica's engine is killed: no write is acknowledged before the record says so",
@@ -107,21 +98,8 @@ async fn a_mirrored_volume_outlives_every_fault_that_it_is_made_for() -> Result<
     )
     .await?;
 
-    let summary = step("the load ends without an error", load.stop()).await?;
-    summary.check()?;
-    step("connected again, every file and every block is right", async {
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await?;
-        let device = host.connect(&path).await?;
-        host.mount(&device, MOUNT).await?;
-        host.verify_files(MOUNT, &checksums).await?;
-        let checked = host.check_io(&options).await?;
-        ensure!(checked.reads > 0, "nothing was checked");
-        checked.check()?;
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await
-    })
-    .await?;
+    step("the load saw no error, every file and every block is right", app.finish(&host, load)).await?;
+    step("connected again, they are right too", app.check_connected_again(&host, &path)).await?;
     step("all copies are equal, byte by byte", all_copies_are_equal(&lab, &mirror, &host)).await?;
     step("engines end in order", async {
         for engine in &mut lab.engines {
@@ -147,19 +125,11 @@ async fn a_host_with_a_newer_kernel_outlives_the_loss_of_a_replica_and_of_the_ta
     ensure!(host.kernel().starts_with("6.12."), "{}", host.kernel());
     let mut mirror = step("pools, replicas, a nexus on node 1", make_mirror(&lab)).await?;
     let path = step("it is published", mirror.publish(&lab, &[host.host_nqn()])).await?;
-    step("the host connects and makes an ext4", async {
-        let device = host.connect(&path).await?;
-        host.make_ext4(&device).await?;
-        host.mount(&device, MOUNT).await
+    let app = step("the host connects, makes an ext4, writes files", async {
+        App::install(&host, &host.connect(&path).await?, &AppOptions::new("app")).await
     })
     .await?;
-    let options = IoOptions {
-        state: Some("/run/load.state".into()),
-        pause_ms: 5,
-        blocks: 512,
-        ..IoOptions::new("load", format!("{MOUNT}/load"))
-    };
-    let load = step("the host reads and writes from now on", host.start_io(&options)).await?;
+    let load = step("the host reads and writes from now on", app.run(&host)).await?;
     step(
         "d5_ a replica's engine is killed: no write is acknowledged before the record says so",
         d5_a_lost_replica_is_recorded_before_a_write_lacks_it(&mut lab, &mirror, &load),
@@ -181,20 +151,8 @@ async fn a_host_with_a_newer_kernel_outlives_the_loss_of_a_replica_and_of_the_ta
         load.goes_on().await
     })
     .await?;
-    let summary = step("the load ends without an error", load.stop()).await?;
-    summary.check()?;
-    step("connected again, every block is right", async {
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await?;
-        let device = host.connect(&path).await?;
-        host.mount(&device, MOUNT).await?;
-        let checked = host.check_io(&options).await?;
-        ensure!(checked.reads > 0, "nothing was checked");
-        checked.check()?;
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await
-    })
-    .await?;
+    step("the load saw no error, every file and every block is right", app.finish(&host, load)).await?;
+    step("connected again, they are right too", app.check_connected_again(&host, &path)).await?;
     drop(host);
     lab.run.passed();
     Ok(())
@@ -556,8 +514,7 @@ async fn all_copies_are_equal(lab: &Lab, mirror: &Mirror, host: &LinuxHost) -> R
     for copy in &mirror.copies {
         let path = mirror.expose(lab, copy.node, &host.host_nqn()).await?;
         let device = host.connect(&path).await?;
-        let mib = mirror.size_bytes / MIB;
-        let sum = host.sh(&format!("dd if={device} bs=1M skip=5 count={mib} 2>/dev/null | md5sum")).await?;
+        let sum = host.checksum_of_replica(&device, mirror.size_bytes / MIB).await?;
         sums.push((copy.node, sum));
         host.disconnect_fully(&path.nqn).await?;
     }

@@ -4,20 +4,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use control_api::{
-    Client, CreatePoolBody, CreateVolumeBody, NodeStatus, PoolStatus, PublishVolumeBody, Volume,
-    VolumePolicy, VolumeStatus,
-};
-use e2e::guest::io_load::IoOptions;
+use control_api::{Client, CreatePoolBody, PublishVolumeBody, Volume, VolumeStatus};
+use e2e::app::{App, AppOptions};
 use e2e::lab::mirror::connect_options;
+use e2e::lab::volumes::{node_number, target_of, volume_body, wait_status};
 use e2e::lab::{Lab, Parts};
 use e2e::steps::step;
 use e2e::vm::{BootOptions, ConnectOptions, GuestIo};
 use e2e::wait::wait_until;
 use uuid::Uuid;
 
-const MIB: u64 = 1 << 20;
-const MOUNT: &str = "/mnt/volume";
+const SIZE_MIB: u64 = 96;
 /// Healing goes in steps of seconds, on a machine that may be slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -31,23 +28,15 @@ async fn a_volume_over_rest_heals_by_itself_and_its_host_sees_no_error() -> Resu
     step("a Linux host", lab.boot_host(BootOptions::default())).await?;
     let host = lab.hosts.remove(0);
 
-    step("a pool on each node", create_pools(&lab)).await?;
+    step("a pool on each node", lab.create_pools()).await?;
     let volume = Uuid::new_v4();
     let path = step("a volume with two replicas, published", provision(&lab, volume)).await?;
-    let checksums = step("the host connects, makes an ext4, writes files", async {
-        let device = host.connect(&path).await?;
-        host.make_ext4(&device).await?;
-        host.mount(&device, MOUNT).await?;
-        host.write_files(MOUNT, 8, 1024).await
+    let app = step("the host connects, makes an ext4, writes files", async {
+        let options = AppOptions { blocks: 1024, ..AppOptions::new("app") };
+        App::install(&host, &host.connect(&path).await?, &options).await
     })
     .await?;
-    let options = IoOptions {
-        state: Some("/run/load.state".into()),
-        pause_ms: 5,
-        blocks: 1024,
-        ..IoOptions::new("load", format!("{MOUNT}/load"))
-    };
-    let load = step("the host reads and writes from now on", host.start_io(&options)).await?;
+    let load = step("the host reads and writes from now on", app.run(&host)).await?;
 
     step("a replica is lost: Degraded; it returns: Online", a_lost_replica_returns(&mut lab, volume, &load))
         .await?;
@@ -67,21 +56,8 @@ async fn a_volume_over_rest_heals_by_itself_and_its_host_sees_no_error() -> Resu
     )
     .await?;
 
-    let summary = step("the load ends without an error", load.stop()).await?;
-    summary.check()?;
-    step("connected again, every file and every block is right", async {
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await?;
-        let device = host.connect(&path).await?;
-        host.mount(&device, MOUNT).await?;
-        host.verify_files(MOUNT, &checksums).await?;
-        let checked = host.check_io(&options).await?;
-        ensure!(checked.reads > 0, "nothing was checked");
-        checked.check()?;
-        host.unmount(MOUNT).await?;
-        host.disconnect_fully(&path.nqn).await
-    })
-    .await?;
+    step("the load saw no error, every file and every block is right", app.finish(&host, load)).await?;
+    step("connected again, they are right too", app.check_connected_again(&host, &path)).await?;
     drop(host);
     lab.run.passed();
     Ok(())
@@ -92,11 +68,11 @@ async fn a_volume_over_rest_heals_by_itself_and_its_host_sees_no_error() -> Resu
 async fn an_operator_killed_in_mid_create_leaves_nothing_half_made() -> Result<()> {
     let parts = Parts { engines: 3, hosts: 0, operators: 1, kubernetes: false };
     let mut lab = step("an operator and three engines", Lab::start("mid-create", parts)).await?;
-    step("a pool on each node", create_pools(&lab)).await?;
+    step("a pool on each node", lab.create_pools()).await?;
     // From before the first write to after the last one, as a create takes on a machine of any speed.
     let usual = step("how long a create takes here", async {
         let begun = tokio::time::Instant::now();
-        lab.rest().await?.create_volume(Uuid::new_v4(), &volume_body()).await?;
+        lab.rest().await?.create_volume(Uuid::new_v4(), &volume_body(2, SIZE_MIB)).await?;
         Ok(begun.elapsed())
     })
     .await?;
@@ -104,8 +80,9 @@ async fn an_operator_killed_in_mid_create_leaves_nothing_half_made() -> Result<(
     for percent in [10, 35, 60, 85, 110] {
         let volume = Uuid::new_v4();
         step(&format!("killed at {percent} % of a create"), async {
-            let rest = all_online(&lab).await?;
-            let create = tokio::spawn(async move { rest.create_volume(volume, &volume_body()).await });
+            let rest = lab.all_pools_online().await?;
+            let create =
+                tokio::spawn(async move { rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await });
             // The moment itself is what is tried out; nothing is waited for here.
             tokio::time::sleep(usual * percent / 100).await;
             lab.operators[0].kill();
@@ -144,12 +121,12 @@ async fn an_operator_killed_in_mid_create_leaves_nothing_half_made() -> Result<(
 /// Here the create is certain to be half done: one replica can be made, the other cannot.
 async fn killed_while_an_engine_hangs(lab: &mut Lab) -> Result<()> {
     let volume = Uuid::new_v4();
-    let rest = all_online(lab).await?;
+    let rest = lab.all_pools_online().await?;
     // Of two replicas on three nodes at least one is on these, and at most one is not.
     for number in [1, 2] {
         lab.node(number).process()?.freeze()?;
     }
-    let create = tokio::spawn(async move { rest.create_volume(volume, &volume_body()).await });
+    let create = tokio::spawn(async move { rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await });
     let rest = lab.rest().await?;
     wait_until(PATIENCE, "the create to be half done", || async {
         if create.is_finished() {
@@ -170,7 +147,7 @@ async fn killed_while_an_engine_hangs(lab: &mut Lab) -> Result<()> {
     for number in [1, 2] {
         lab.node(number).process()?.thaw()?;
     }
-    lab.operators[0].wait_nodes(lab.engines.len()).await?;
+    lab.wait_nodes().await?;
     let rest = lab.rest().await?;
     wait_until(PATIENCE, "registry and engines to agree", || agree(lab, &rest)).await?;
     let made = rest.volumes().await?.entries.iter().any(|entry| entry.spec.uuid == volume);
@@ -184,12 +161,12 @@ async fn killed_while_an_engine_hangs(lab: &mut Lab) -> Result<()> {
 async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_done() -> Result<()> {
     let parts = Parts { engines: 3, hosts: 0, operators: 1, kubernetes: false };
     let mut lab = step("an operator and three engines", Lab::start("mid-publish", parts)).await?;
-    step("a pool on each node", create_pools(&lab)).await?;
+    step("a pool on each node", lab.create_pools()).await?;
     // From before the first write to after the last one, as it takes on a machine of any speed.
     let (publish, delete) = step("how long a publish and a delete take here", async {
         let rest = lab.rest().await?;
         let volume = Uuid::new_v4();
-        rest.create_volume(volume, &volume_body()).await?;
+        rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await?;
         let begun = tokio::time::Instant::now();
         rest.publish_volume(volume, &PublishVolumeBody::default()).await?;
         let publish = begun.elapsed();
@@ -202,8 +179,8 @@ async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_don
     for percent in [15, 40, 65, 90] {
         let volume = Uuid::new_v4();
         step(&format!("killed at {percent} % of a publish"), async {
-            let rest = all_online(&lab).await?;
-            rest.create_volume(volume, &volume_body()).await?;
+            let rest = lab.all_pools_online().await?;
+            rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await?;
             let asked =
                 tokio::spawn(async move { rest.publish_volume(volume, &PublishVolumeBody::default()).await });
             // The moment itself is what is tried out; nothing is waited for here.
@@ -223,7 +200,7 @@ async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_don
         })
         .await?;
         step(&format!("killed at {percent} % of a delete"), async {
-            let rest = all_online(&lab).await?;
+            let rest = lab.all_pools_online().await?;
             let asked = tokio::spawn(async move { rest.destroy_volume(volume).await });
             tokio::time::sleep(delete * percent / 100).await;
             lab.operators[0].kill();
@@ -235,11 +212,11 @@ async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_don
     }
     step("killed while a delete waits for an engine that hangs", async {
         let volume = Uuid::new_v4();
-        let rest = all_online(&lab).await?;
-        rest.create_volume(volume, &volume_body()).await?;
+        let rest = lab.all_pools_online().await?;
+        rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await?;
         let held = rest.specs().await?.replicas;
         let copy = held.iter().find(|replica| replica.volume == volume).context("it has replicas")?;
-        let stuck = number(copy.pool.strip_prefix("pool-").context("pools are named after nodes")?)?;
+        let stuck = node_number(copy.pool.strip_prefix("pool-").context("pools are named after nodes")?)?;
         lab.node(stuck).process()?.freeze()?;
         let asked = tokio::spawn(async move { rest.destroy_volume(volume).await });
         let rest = lab.rest().await?;
@@ -264,7 +241,7 @@ async fn an_operator_killed_in_mid_publish_or_mid_delete_leaves_nothing_half_don
 /// Starts the operator again and waits until nothing is left to be done.
 async fn comes_to_rest(lab: &mut Lab) -> Result<Client> {
     lab.operators[0].start(&lab.processes).await?;
-    lab.operators[0].wait_nodes(lab.engines.len()).await?;
+    lab.wait_nodes().await?;
     let rest = lab.rest().await?;
     wait_until(PATIENCE, "registry and engines to agree", || agree(lab, &rest)).await?;
     Ok(rest)
@@ -283,49 +260,9 @@ async fn is_deleted_or_whole(rest: &Client, volume: Uuid, is_acknowledged: bool)
     Ok(())
 }
 
-async fn create_pools(lab: &Lab) -> Result<()> {
-    let rest = lab.rest().await?;
-    for engine in &lab.engines {
-        let body = CreatePoolBody {
-            disks: vec![engine.disk().display().to_string()],
-            cluster_size: Some(1 << 20),
-            ..CreatePoolBody::default()
-        };
-        let name = format!("pool-{}", engine.name());
-        rest.create_pool(&engine.name(), &name, &body).await?;
-    }
-    all_online(lab).await.map(drop)
-}
-
-/// A leader that has heard of every node and pool.
-async fn all_online(lab: &Lab) -> Result<Client> {
-    let rest = lab.rest().await?;
-    wait_until(PATIENCE, "all pools to be online", || async {
-        let pools = rest.pools().await?;
-        let is_online = |status| status == PoolStatus::Online;
-        let online =
-            pools.iter().filter(|pool| pool.state.as_ref().is_some_and(|state| is_online(state.status)));
-        ensure!(online.count() == lab.engines.len(), "{pools:?}");
-        Ok(())
-    })
-    .await?;
-    Ok(rest)
-}
-
-fn volume_body() -> CreateVolumeBody {
-    CreateVolumeBody {
-        policy: VolumePolicy { self_heal: true },
-        replicas: 2,
-        size: 96 * MIB,
-        thin: true,
-        topology: None,
-        labels: None,
-    }
-}
-
 async fn provision(lab: &Lab, volume: Uuid) -> Result<ConnectOptions> {
     let rest = lab.rest().await?;
-    rest.create_volume(volume, &volume_body()).await?;
+    rest.create_volume(volume, &volume_body(2, SIZE_MIB)).await?;
     let published = rest.publish_volume(volume, &PublishVolumeBody::default()).await?;
     let target = published.state.target.as_ref().with_context(|| format!("no target: {published:?}"))?;
     ensure!(published.state.status == VolumeStatus::Online, "{published:?}");
@@ -333,37 +270,19 @@ async fn provision(lab: &Lab, volume: Uuid) -> Result<ConnectOptions> {
     connect_options(&target.device_uri)
 }
 
-async fn wait_status(rest: &Client, volume: Uuid, status: VolumeStatus) -> Result<Volume> {
-    wait_until(PATIENCE, &format!("the volume to be {status:?}"), || async {
-        let volume = rest.volume(volume).await?;
-        ensure!(volume.state.status == status, "{:?}: {:?}", volume.state.status, volume.state);
-        Ok(volume)
-    })
-    .await
-}
-
-fn target_node(volume: &Volume) -> Result<&str> {
-    let target = volume.spec.target.as_ref().with_context(|| format!("not published: {volume:?}"))?;
-    Ok(&target.node)
-}
-
 /// A node that holds a replica of the volume and not its target.
-fn replica_node(volume: &Volume) -> Result<String> {
-    let target = target_node(volume)?;
+fn replica_node(volume: &Volume) -> Result<u8> {
+    let (target, _) = target_of(volume)?;
     let nodes = volume.state.replica_topology.values().filter_map(|replica| replica.node.as_deref());
+    let nodes = nodes.map(node_number).collect::<Result<Vec<_>>>()?;
     let away = nodes.into_iter().find(|node| *node != target);
-    Ok(away.with_context(|| format!("no replica away from {target}: {volume:?}"))?.to_owned())
-}
-
-fn number(node: &str) -> Result<u8> {
-    let number = node.strip_prefix("node-").and_then(|number| number.parse().ok());
-    number.with_context(|| format!("{node} is no node of this lab"))
+    away.with_context(|| format!("no replica away from node {target}: {volume:?}"))
 }
 
 async fn a_lost_replica_returns(lab: &mut Lab, volume: Uuid, load: &GuestIo<'_>) -> Result<()> {
     let rest = lab.rest().await?;
     let seen = wait_status(&rest, volume, VolumeStatus::Online).await?;
-    let away = number(&replica_node(&seen)?)?;
+    let away = replica_node(&seen)?;
     lab.engine(away).kill();
     let degraded = wait_status(&rest, volume, VolumeStatus::Degraded).await?;
     ensure!(!degraded.state.reasons.is_empty(), "it says why: {:?}", degraded.state);
@@ -380,12 +299,12 @@ async fn a_target_is_made_again_after_its_engine_restarted(
 ) -> Result<()> {
     let rest = lab.rest().await?;
     let before = wait_status(&rest, volume, VolumeStatus::Online).await?;
-    let home = number(target_node(&before)?)?;
+    let home = target_of(&before)?.0;
     lab.engine(home).kill();
     lab.restart_engine(home).await?;
     load.goes_on().await?;
     let after = wait_status(&rest, volume, VolumeStatus::Online).await?;
-    ensure!(target_node(&after)? == target_node(&before)?, "the target stayed on its node: {after:?}");
+    ensure!(target_of(&after)?.0 == home, "the target stayed on its node: {after:?}");
     load.goes_on().await.map(drop)
 }
 
@@ -402,10 +321,10 @@ async fn the_other_operator_takes_over(lab: &mut Lab, volume: Uuid, load: &Guest
     };
     lab.operators[leader].kill();
     let rest = lab.rest().await?;
-    lab.operators[1 - leader].wait_nodes(3).await?;
+    lab.wait_nodes().await?;
     let seen = wait_status(&rest, volume, VolumeStatus::Online).await?;
     // The new leader does not only show: it heals.
-    let away = number(&replica_node(&seen)?)?;
+    let away = replica_node(&seen)?;
     lab.engine(away).kill();
     wait_status(&rest, volume, VolumeStatus::Degraded).await?;
     lab.restart_engine(away).await?;
@@ -445,15 +364,7 @@ async fn c1_a_wiped_registry_destroys_nothing(lab: &mut Lab, load: &GuestIo<'_>)
         operator.launch(&lab.processes)?;
     }
     let rest = lab.rest().await?;
-    wait_until(PATIENCE, "the engines to be seen", || async {
-        let nodes = rest.nodes().await?;
-        let online = nodes
-            .iter()
-            .filter(|node| node.state.as_ref().is_some_and(|state| state.status == NodeStatus::Online));
-        ensure!(online.count() == 3, "{nodes:?}");
-        Ok(())
-    })
-    .await?;
+    lab.wait_nodes().await?;
     // Its garbage collector has had more than one period to do the wrong thing.
     let begin = load.progress().await?;
     wait_until(PATIENCE, "three periods of the reconcilers", || async {

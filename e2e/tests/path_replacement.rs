@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::guest::io_load::{IoOptions, Summary};
-use e2e::lab::mirror::Mirror;
+use e2e::app::{App, AppOptions};
+use e2e::lab::mirror::{Mirror, connect_options};
 use e2e::lab::{Lab, Parts};
 use e2e::netns::HUB_ADDRESS;
 use e2e::steps::step;
-use e2e::vm::{BootOptions, GuestIo, Kernel, LinuxHost};
+use e2e::vm::{BootOptions, Kernel, LinuxHost};
 use e2e::wait::wait_until;
 use ha::proto::cluster::ha_cluster_rpc_server::{HaClusterRpc, HaClusterRpcServer};
 use ha::proto::cluster::{
@@ -112,6 +112,27 @@ struct Story {
 }
 
 impl Story {
+    /// Three engines, a Linux host, and a volume: its replica on node 3, no nexus yet.
+    async fn begin(name: &str, boot: BootOptions) -> Result<(Self, LinuxHost)> {
+        let parts = Parts { engines: 3, hosts: 1, operators: 0, kubernetes: false };
+        let mut lab = Lab::prepare(name, parts).await?;
+        step("three engines", lab.start_engines(parts.engines)).await?;
+        step("a Linux host", lab.boot_host(boot)).await?;
+        let host = lab.hosts.remove(0);
+        println!("    {}", host.kernel());
+        let mirror = step("a volume: its replica on node 3", async {
+            lab.etcd.put("/stories/RegistryIdentity/self", "this cluster").await?;
+            let disk = lab.node(3).disk();
+            lab.create_pool(3, "pool", &disk.display().to_string(), Some(1 << 20)).await?;
+            Mirror::create(&lab, 1, &[(3, "pool")], 64 * MIB).await
+        })
+        .await?;
+        // The first incarnation that a host meets has a window of controller ids of its own.
+        mirror.close(&lab).await?;
+        let nqn = format!("nqn.2019-05.io.openebs:{}", mirror.volume);
+        Ok((Self { lab, mirror, notes: Notes::default(), nqn, moves: 0 }, host))
+    }
+
     /// Puts a new nexus on another node, in place of one that is gone for good.
     async fn republish(&mut self, home: u8, host: &LinuxHost) -> Result<String> {
         self.moves += 1;
@@ -133,7 +154,7 @@ impl Story {
             ReplacePathRequest { target_nqn: self.nqn.clone(), new_path: uri, publish_context: None };
         if let Err(status) = agent.replace_path(request).await {
             let controllers = host.controllers().await?;
-            let logs = [host.agent_log("csi-node").await?, host.agent_log("ha-node").await?].concat();
+            let logs = host.agent_log_end("ha-node").await;
             anyhow::bail!("the path was not replaced: {status}\n{controllers:?}\n{logs}");
         }
         let replaced = Instant::now();
@@ -169,49 +190,11 @@ fn leads_to(text: &str, address: Ipv4Addr) -> bool {
     text.starts_with(&format!("traddr={address},"))
 }
 
-fn check(summary: &Summary) -> Result<()> {
-    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
-    Ok(())
-}
-
-/// The longest wait among operations that ended after `progress` was taken.
-async fn pause_since(load: &GuestIo<'_>, before: &Summary) -> Result<u64> {
-    let now = load.wait_operations(200).await?;
-    check(&now)?;
-    let later = now.events.iter().filter(|event| event.at_ms >= before.elapsed_ms);
-    Ok(later.map(|event| event.took_ms).max().unwrap_or(0))
-}
-
-/// How long the parts of the last replacement took, in the agent's words.
-async fn print_replacement(host: &LinuxHost) -> Result<()> {
-    let log = host.agent_log("ha-node").await?;
-    let line = log.lines().rev().find(|line| line.contains("replaced a path")).unwrap_or_default();
-    println!("    {line}");
-    Ok(())
-}
-
-async fn a_host_follows_its_volume(name: &str, kernel: Kernel) -> Result<()> {
-    let parts = Parts { engines: 3, hosts: 1, operators: 0, kubernetes: false };
-    let mut lab = Lab::prepare(name, parts).await?;
-    step("three engines", lab.start_engines(parts.engines)).await?;
+/// A host that is told by its node agent where its volume went.
+async fn the_node_agent_replaces_paths(name: &str, kernel: Kernel) -> Result<()> {
     let boot = BootOptions { kernel, ..BootOptions::default() }.with_agents()?;
-    step("a Linux host with our agents", lab.boot_host(boot)).await?;
-    let host = lab.hosts.remove(0);
-    println!("    {}", host.kernel());
-
-    let notes = Notes::default();
-    let agent = notes.serve().await?;
-    let mirror = step("a volume: its replica on node 3, its nexus on node 1", async {
-        lab.etcd.put("/stories/RegistryIdentity/self", "this cluster").await?;
-        let disk = lab.node(3).disk();
-        lab.create_pool(3, "pool", &disk.display().to_string(), Some(1 << 20)).await?;
-        Mirror::create(&lab, 1, &[(3, "pool")], 64 * MIB).await
-    })
-    .await?;
-    let nqn = format!("nqn.2019-05.io.openebs:{}", mirror.volume);
-    let mut story = Story { lab, mirror, notes, nqn, moves: 0 };
-    // The first incarnation has the first window of controller ids.
-    story.mirror.close(&story.lab).await?;
+    let (mut story, host) = Story::begin(name, boot).await?;
+    let agent = story.notes.serve().await?;
     let device = step("csi-node connects it", async {
         host.start_csi_node().await?;
         host.start_ha_node(&agent).await?;
@@ -232,52 +215,87 @@ async fn a_host_follows_its_volume(name: &str, kernel: Kernel) -> Result<()> {
         .await
     })
     .await?;
-    let options =
-        IoOptions { state: Some("/run/load.state".into()), pause_ms: 5, ..IoOptions::new("load", &device) };
-    let load = host.start_io(&options).await?;
+    let app = App::on_device(&device, &AppOptions { blocks: 4096, ..AppOptions::new("app") });
+    let load = app.run(&host).await?;
 
-    step("h2_ the nexus's engine is killed: the host goes on by the other", async {
+    step("the nexus's engine is killed: the host goes on by the other", async {
         let before = load.wait_operations(300).await?;
         let begun = Instant::now();
         story.lab.engine(1).kill();
         let times = story.fail_over(2, &host, begun).await?;
-        let pause = pause_since(&load, &before).await?;
+        let pause = load.pause_since(&before).await?;
         println!("    killed: {times}; pause seen by the host: {pause} ms");
-        print_replacement(&host).await?;
+        println!("    {}", host.replaced_line(&story.nqn).await?);
         story.check_paths(2, &host).await
     })
     .await?;
 
-    step("h2_ the nexus's engine hangs: the host goes on by the other", async {
+    step("the nexus's engine hangs: the host goes on by the other", async {
         story.lab.restart_engine(1).await?;
         let before = load.wait_operations(300).await?;
         let begun = Instant::now();
         story.lab.node(2).process()?.freeze()?;
         let times = story.fail_over(1, &host, begun).await?;
-        let pause = pause_since(&load, &before).await?;
+        let pause = load.pause_since(&before).await?;
         println!("    frozen: {times}; pause seen by the host: {pause} ms");
-        print_replacement(&host).await?;
+        println!("    {}", host.replaced_line(&story.nqn).await?);
         // Nobody fences in this story, so the hung one must not come back.
         story.lab.engine(2).kill();
         story.check_paths(1, &host).await
     })
     .await?;
 
-    let summary = step("the load ends without an error", load.stop()).await?;
-    check(&summary)?;
-    let checked = host.check_io(&options).await?;
-    ensure!(checked.reads > 0, "nothing was checked");
-    check(&checked)?;
+    step("the load saw no error, every block is right", app.finish(&host, load)).await?;
     story.lab.run.passed();
     Ok(())
 }
 
 #[tokio::test]
-async fn a_host_with_kernel_6_1_follows_its_volume_from_engine_to_engine() -> Result<()> {
-    a_host_follows_its_volume("path-6.1", Kernel::Bookworm).await
+async fn h1_a_path_to_a_second_nexus_takes_over_from_one_that_failed() -> Result<()> {
+    let (mut story, host) = Story::begin("h1", BootOptions::default()).await?;
+    let app = step("the host connects a nexus on node 1 and writes by it", async {
+        let uri = story.republish(1, &host).await?;
+        let device = host.connect(&connect_options(&uri)?).await?;
+        Ok(App::on_device(&device, &AppOptions::new("app")))
+    })
+    .await?;
+    let load = app.run(&host).await?;
+    let old = host.controllers().await?;
+    ensure!(old.len() == 1, "{old:?}");
+    step("its engine is killed, a second nexus made on node 2, and connected", async {
+        let before = load.wait_operations(300).await?;
+        story.lab.engine(1).kill();
+        let uri = story.republish(2, &host).await?;
+        // The first path is there still, and tries to connect again.
+        host.connect_path(&connect_options(&uri)?).await?;
+        let pause = load.pause_since(&before).await?;
+        println!("    pause seen by the host: {pause} ms");
+        Ok(())
+    })
+    .await?;
+    step("the failed path is dropped, and I/O goes on", async {
+        host.delete_controller(&old[0].name).await?;
+        wait_until(PATIENCE, "the failed controller to be gone", || async {
+            let controllers = host.controllers().await?;
+            let [left] = &controllers[..] else { anyhow::bail!("{controllers:?}") };
+            ensure!(left.state == "live" && left.name != old[0].name, "{left:?}");
+            Ok(())
+        })
+        .await?;
+        load.goes_on().await.map(drop)
+    })
+    .await?;
+    step("the load saw no error, every block is right", app.finish(&host, load)).await?;
+    story.lab.run.passed();
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_host_with_kernel_6_12_follows_its_volume_from_engine_to_engine() -> Result<()> {
-    a_host_follows_its_volume("path-6.12", Kernel::BookwormBackports).await
+async fn h2_the_node_agent_replaces_paths_of_a_host_with_kernel_6_1() -> Result<()> {
+    the_node_agent_replaces_paths("path-6.1", Kernel::Bookworm).await
+}
+
+#[tokio::test]
+async fn h2_the_node_agent_replaces_paths_of_a_host_with_kernel_6_12() -> Result<()> {
+    the_node_agent_replaces_paths("path-6.12", Kernel::BookwormBackports).await
 }

@@ -1,5 +1,6 @@
 //! Cluster agents of high availability in the hub: any number of them, of which one leads.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,6 +19,7 @@ pub struct HaClusterNode {
     name: String,
     port: u16,
     arguments: Vec<String>,
+    log: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -35,7 +37,7 @@ impl HaClusterNode {
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value])
         .collect();
-        Ok(Self { name, port, arguments, process: None })
+        Ok(Self { name, port, arguments, log: None, process: None })
     }
 
     /// Where node agents register and report.
@@ -51,7 +53,9 @@ impl HaClusterNode {
         let mut command = std::process::Command::new(program("ha-cluster")?);
         command.args(&self.arguments);
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
-        self.process = Some(processes.spawn(&self.name, command)?);
+        let process = processes.spawn(&self.name, command)?;
+        self.log = Some(process.log_path().to_owned());
+        self.process = Some(process);
         Ok(())
     }
 
@@ -65,10 +69,15 @@ impl HaClusterNode {
             .await
     }
 
-    /// What it has logged.
+    /// What it has logged, all its lives long; it may be down.
     pub fn log(&self) -> Result<String> {
-        let path = self.process()?.log_path();
+        let path = self.log.as_ref().with_context(|| format!("{} was never started", self.name))?;
         std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// How much that is, to look later at what came after.
+    pub fn log_bytes(&self) -> Result<usize> {
+        Ok(self.log()?.len())
     }
 
     /// SIGKILL.

@@ -11,7 +11,6 @@ use crate::netns::HUB_ADDRESS;
 use crate::ports::free_port;
 use crate::process::{Process, Processes};
 use crate::programs::program;
-use crate::wait::wait_until;
 
 /// From start to leading, with the lease of a killed predecessor still to run out.
 const LEAD_LIMIT: Duration = Duration::from_secs(60);
@@ -108,23 +107,6 @@ impl OperatorNode {
                 rest.nodes().await.map(drop).context("ask for nodes")
             })
             .await
-    }
-
-    /// Waits until so many engines are registered and online.
-    pub async fn wait_nodes(&self, count: usize) -> Result<()> {
-        let rest = self.rest()?;
-        wait_until(LEAD_LIMIT, &format!("{count} engines to be online"), || async {
-            let nodes = rest.nodes().await?;
-            let online = nodes
-                .iter()
-                .filter(|node| {
-                    node.state.as_ref().is_some_and(|state| state.status == control_api::NodeStatus::Online)
-                })
-                .count();
-            ensure!(online == count, "{online} of {count} online: {nodes:?}");
-            Ok(())
-        })
-        .await
     }
 
     /// SIGKILL.

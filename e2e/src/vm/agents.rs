@@ -41,9 +41,44 @@ impl LinuxHost {
         self.start_agent("ha-node", &options).await
     }
 
-    /// Kills one of them, or both, by SIGKILL: `csi-node`, `ha-node`.
+    /// Starts both.
+    pub async fn start_agents(&self, cluster_agents: &str) -> Result<()> {
+        self.start_csi_node().await?;
+        self.start_ha_node(cluster_agents).await
+    }
+
+    /// Kills one of them by SIGKILL: `csi-node`, `ha-node`.
     pub async fn kill_agent(&self, agent: &str) -> Result<()> {
-        self.sh(&format!("kill -9 $(cat /run/{agent}.pid)")).await.map(drop)
+        self.signal_agent(agent, "KILL").await
+    }
+
+    /// Stops one of them, until [`LinuxHost::thaw_agent`].
+    pub async fn freeze_agent(&self, agent: &str) -> Result<()> {
+        self.signal_agent(agent, "STOP").await
+    }
+
+    /// Lets a frozen one go on.
+    pub async fn thaw_agent(&self, agent: &str) -> Result<()> {
+        self.signal_agent(agent, "CONT").await
+    }
+
+    async fn signal_agent(&self, agent: &str, signal: &str) -> Result<()> {
+        self.sh(&format!("kill -{signal} $(cat /run/{agent}.pid)")).await.map(drop)
+    }
+
+    /// The end of an agent's log with a heading, for an error.
+    pub async fn agent_log_end(&self, agent: &str) -> String {
+        match self.sh(&format!("tail -n 60 /run/{agent}.log")).await {
+            Ok(text) => format!("the end of {agent}'s log:\n{text}"),
+            Err(error) => format!("{agent}'s log cannot be read: {error:#}"),
+        }
+    }
+
+    /// What ha-node said last of the replacement of a subsystem's path; empty where it said nothing.
+    pub async fn replaced_line(&self, nqn: &str) -> Result<String> {
+        let line =
+            self.sh(&format!("grep 'replaced a path' /run/ha-node.log | grep '{nqn}' | tail -n 1")).await?;
+        Ok(line.trim().to_owned())
     }
 
     /// What an agent has logged.

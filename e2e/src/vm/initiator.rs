@@ -124,6 +124,11 @@ impl LinuxHost {
         }
     }
 
+    /// Takes one controller away, and does not wait for its end.
+    pub async fn delete_controller(&self, name: &str) -> Result<()> {
+        self.sh(&format!("echo 1 >/sys/class/nvme/{name}/delete_controller")).await.map(drop)
+    }
+
     /// Disconnects every controller of a subsystem.
     pub async fn disconnect(&self, nqn: &str) -> Result<()> {
         let script = format!(

@@ -60,6 +60,13 @@ impl GuestIo<'_> {
         Ok(summary)
     }
 
+    /// The longest wait of an operation among those that ended after `before` was taken; I/O goes on now.
+    pub async fn pause_since(&self, before: &Summary) -> Result<u64> {
+        let now = self.goes_on().await?;
+        let later = now.events.iter().filter(|event| event.at_ms >= before.elapsed_ms);
+        Ok(later.map(|event| event.took_ms).max().unwrap_or(0))
+    }
+
     /// How far it is, at most a moment ago.
     pub async fn progress(&self) -> Result<Summary> {
         let name = &self.options.name;
