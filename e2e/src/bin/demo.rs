@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
-use e2e::guest::io_load::IoOptions;
+use e2e::app::{App, AppOptions};
+use e2e::lab::mirror::connect_options;
+use e2e::lab::volumes::node_number;
 use e2e::lab::{Lab, NAMESPACE, Parts};
-use e2e::vm::{BootOptions, ConnectOptions};
+use e2e::vm::{BootOptions, GuestIo};
 use e2e::wait::wait_until;
 use engine_api::RebuildState;
 use serde_json::Value;
@@ -18,9 +20,9 @@ use tokio::time::Instant;
 
 /// A volume must serve, or be whole again, within this; the machine may be slow and the host is emulated.
 const PATIENCE: Duration = Duration::from_secs(120);
-const MOUNT: &str = "/mnt/volume";
 
-/// Shows a mirrored volume from `kubectl apply` to a Linux host's file system, and the loss of a replica under load.
+/// Shows a mirrored volume from `kubectl apply` to a Linux host's file system, the loss of a replica under load, and
+/// that of the engine which serves the volume.
 ///
 /// Everything runs in network namespaces of its own and is gone afterwards. Exits with 0 only if all of it held.
 #[derive(Debug, Parser)]
@@ -75,14 +77,25 @@ async fn interrupted() -> Result<()> {
     }
 }
 
-/// All of it; the lab is as it was shown last, or its host has disconnected.
+/// All of it; the lab is as it was shown last, its host with the volume if that is to be kept.
 async fn demo(args: &Args) -> Result<(Lab, Target)> {
     let parts = Parts { engines: 3, hosts: 1, operators: 1, kubernetes: true };
     let mut lab = step("network namespaces and etcd", Lab::prepare("demo", parts)).await?;
     step("Kubernetes API server, kinds of crds/yaml", lab.start_kubernetes()).await?;
-    step("operator", lab.start_operators(parts.operators)).await?;
+    step("operator, and the cluster agent that moves targets", async {
+        lab.start_operators(parts.operators).await?;
+        lab.start_ha_clusters(1).await
+    })
+    .await?;
     step("three io-engines, each on a node of its own", lab.start_engines(parts.engines)).await?;
-    step("Linux host: a virtual machine with Debian's kernel", lab.boot_host(BootOptions::default())).await?;
+    let boot = BootOptions::default().with_agents()?;
+    step("Linux host: a virtual machine with Debian's kernel, csi-node and ha-node", async {
+        lab.boot_host(boot).await?;
+        lab.hosts[0].start_agents(&lab.cluster_agents()).await
+    })
+    .await?;
+    // Beside the lab, so that engines can be killed while its load runs.
+    let host = lab.hosts.remove(0);
 
     step("kubectl apply -f examples/diskpool.yaml -f examples/volume.yaml", apply_examples(&lab)).await?;
     step("kubectl wait --for=condition=Ready diskpool --all", wait_ready(&lab, &["diskpool", "--all"]))
@@ -93,80 +106,78 @@ async fn demo(args: &Args) -> Result<(Lab, Target)> {
 
     let target = target_of(&volume(&lab).await?)?;
     println!("\n  On a host of yours:  {}\n", target.connect);
-    let host = &lab.hosts[0];
-    let options =
-        ConnectOptions::new(&target.nqn, target.address.parse().context("read the address")?, target.port);
-    let device = step("the host connects with its kernel's initiator", host.connect(&options)).await?;
-    step(&format!("mkfs.ext4 {device}, mount"), async {
-        host.make_ext4(&device).await?;
-        host.mount(&device, MOUNT).await
+    let device = step("csi-node connects it by the kernel's initiator", host.attach(&target.uri())).await?;
+    let options = AppOptions { files: 20, blocks: 4096, pause_ms: 2, ..AppOptions::new("demo") };
+    let app = step(
+        &format!("mkfs.ext4 {device}, mount, write files, note their checksums"),
+        App::install(&host, &device, &options),
+    )
+    .await?;
+    let load = step("the host reads and writes without a pause", app.run(&host)).await?;
+    a_replica_is_lost(&mut lab, &load, &target).await?;
+    let target = the_target_is_lost(&mut lab, &load, &target).await?;
+    show(&lab).await?;
+
+    let summary = step("stop the load: no error; every file and every block is right", async {
+        app.finish(&host, load).await
     })
     .await?;
-    let checksums = step("write files, note their checksums", host.write_files(MOUNT, 20, 1024)).await?;
+    println!("    {} reads, {} writes", summary.reads, summary.writes);
+    step("unmount, disconnect, connect again: they are right still", async {
+        let path = connect_options(&target.uri())?;
+        app.check_connected_again(&host, &path).await
+    })
+    .await?;
 
-    let victim = replica_away_from(&volume(&lab).await?, &target.node)?;
-    let mut load = IoOptions::new("demo", format!("{MOUNT}/load"));
-    load.state = Some("/run/load.state".into());
-    load.pause_ms = 2;
-    let io = step("the host reads and writes without a pause", host.start_io(&load)).await?;
+    if args.keep {
+        step("connect and mount it once more", async {
+            let device = host.attach(&target.uri()).await?;
+            app.mount(&host, &device).await
+        })
+        .await?;
+    }
+    lab.hosts.push(host);
+    Ok((lab, target))
+}
+
+/// The engine of a replica dies, and is back.
+async fn a_replica_is_lost(lab: &mut Lab, load: &GuestIo<'_>, target: &Target) -> Result<()> {
+    let victim = replica_away_from(&volume(lab).await?, &target.node)?;
     let number = node_number(&victim)?;
     step(
         &format!("SIGKILL the engine of {victim}, which holds a replica; {} serves on", target.node),
         async {
-            lab.engines[usize::from(number) - 1].kill();
-            Ok(())
+            lab.engine(number).kill();
+            load.goes_on().await
         },
     )
     .await?;
-    step("200 more operations go through", io.wait_operations(200)).await?;
-    let degraded = step("the Volume turns Degraded", wait_state(&lab, "Degraded")).await?;
+    let degraded = step("the Volume turns Degraded", wait_state(lab, "Degraded", None)).await?;
     println!("    {}", why(&degraded));
-    let summary = step("stop the load", io.stop()).await?;
-    ensure!(summary.errors == 0 && summary.mismatches == 0, "the host saw errors: {summary:?}");
-    println!(
-        "    {} reads and {} writes, no error; the longest took {} ms",
-        summary.reads, summary.writes, summary.longest_ms
-    );
+    step(&format!("start the engine of {victim} again"), lab.restart_engine(number)).await?;
+    step("the replica comes back by itself: Volume Online", wait_state(lab, "Online", None)).await?;
+    println!("    {}", last_rebuild(lab, node_number(&target.node)?).await?);
+    Ok(())
+}
 
-    let node = &mut lab.engines[usize::from(number) - 1];
-    step(&format!("start the engine of {victim} again"), node.start(&lab.processes, &lab.net)).await?;
-    step("the replica comes back by itself: Volume Online", wait_state(&lab, "Online")).await?;
-    println!("    {}", last_rebuild(&lab, node_number(&target.node)?).await?);
-    show(&lab).await?;
-
-    let host = &lab.hosts[0];
-    let device = step("unmount, disconnect, connect again", async {
-        host.unmount(MOUNT).await?;
-        host.disconnect(&target.nqn).await?;
-        wait_until(PATIENCE, "the old controller to be gone", || async {
-            let controllers = host.controllers().await?;
-            ensure!(controllers.is_empty(), "{controllers:?}");
-            Ok(())
-        })
-        .await?;
-        host.connect(&options).await
+/// The engine that serves the volume dies under load: the host goes on by another.
+async fn the_target_is_lost(lab: &mut Lab, load: &GuestIo<'_>, target: &Target) -> Result<Target> {
+    let old = &target.node;
+    let number = node_number(old)?;
+    let pause = step(&format!("SIGKILL the engine of {old}, which serves the volume"), async {
+        let before = load.progress().await?;
+        lab.engine(number).kill();
+        load.pause_since(&before).await
     })
     .await?;
-    step("every checksum is right", async {
-        host.mount(&device, MOUNT).await?;
-        host.verify_files(MOUNT, &checksums).await
-    })
-    .await?;
-    step("every block the load wrote is right", async {
-        let checked = host.check_io(&load).await?;
-        ensure!(checked.errors == 0 && checked.mismatches == 0, "{checked:?}");
-        Ok(())
-    })
-    .await?;
-
-    if !args.keep {
-        step("clean up", async {
-            host.unmount(MOUNT).await?;
-            host.disconnect(&target.nqn).await
-        })
-        .await?;
-    }
-    Ok((lab, target))
+    println!("    pause seen by the host: {pause} ms");
+    let moved = step("the Volume has another target", wait_state(lab, "Degraded", Some(old))).await?;
+    println!("    {}", why(&moved));
+    let target = target_of(&moved)?;
+    step(&format!("start the engine of {old} again"), lab.restart_engine(number)).await?;
+    step("Volume Online", wait_state(lab, "Online", Some(old))).await?;
+    println!("    {}", last_rebuild(lab, node_number(&target.node)?).await?);
+    Ok(target)
 }
 
 /// Runs one step, shows that it goes on, and how long it took.
@@ -226,10 +237,14 @@ async fn volume(lab: &Lab) -> Result<Value> {
     lab.kubernetes()?.kubectl().get(&["-n", NAMESPACE, "volume", "mirrored"]).await
 }
 
-async fn wait_state(lab: &Lab, state: &str) -> Result<Value> {
+/// Waits until the Volume is in a state, and served elsewhere than on a node.
+async fn wait_state(lab: &Lab, state: &str, away_from: Option<&str>) -> Result<Value> {
     wait_until(PATIENCE, &format!("the Volume to be {state}"), || async {
         let volume = volume(lab).await?;
         ensure!(text(&volume, "/status/state")? == state, "{}", why(&volume));
+        if let Some(node) = away_from {
+            ensure!(target_of(&volume)?.node != node, "{node} is the target still");
+        }
         Ok(volume)
     })
     .await
@@ -247,7 +262,7 @@ fn why(volume: &Value) -> String {
 
 /// What brought the replica back, as the engine that serves the volume tells it.
 async fn last_rebuild(lab: &Lab, target: u8) -> Result<String> {
-    let history = lab.engines[usize::from(target) - 1].api()?.rebuild_history().await?;
+    let history = lab.node(target).api()?.rebuild_history().await?;
     let record = history.last().context("the engine remembers no rebuild")?;
     ensure!(record.state == RebuildState::Completed, "the last rebuild did not complete: {record:?}");
     let mib = |blocks: u64| blocks * record.stats.block_bytes / (1 << 20);
@@ -264,6 +279,12 @@ struct Target {
     address: String,
     port: u16,
     connect: String,
+}
+
+impl Target {
+    fn uri(&self) -> String {
+        format!("nvmf://{}:{}/{}", self.address, self.port, self.nqn)
+    }
 }
 
 fn target_of(volume: &Value) -> Result<Target> {
@@ -287,11 +308,6 @@ fn replica_away_from(volume: &Value, node: &str) -> Result<String> {
         Some(name) => Ok(name.to_owned()),
         None => bail!("no replica away from {node}: {replicas:?}"),
     }
-}
-
-fn node_number(name: &str) -> Result<u8> {
-    let number = name.strip_prefix("node-").and_then(|number| number.parse().ok());
-    number.with_context(|| format!("{name} is no node of this lab"))
 }
 
 fn text(value: &Value, pointer: &str) -> Result<String> {
