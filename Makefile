@@ -12,7 +12,7 @@ help: ## Print this
 	@echo "Usage: make TARGET"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-		printf '  %-12s %s\n' "$$target" "$$text"; done
+		printf '  %-15s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo "The first run on a machine installs packages (as root, or with sudo) and says which and why."
 	@echo "Downloads and the virtual machine's parts go to $${XDG_CACHE_HOME:-~/.cache}/mayastor-lab."
@@ -29,7 +29,7 @@ lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API serve
 	@e2e/setup/kubernetes.sh >/dev/null
 
 .PHONY: demo
-demo: lab ## Show a mirrored volume that survives the loss of a replica; KEEP=1 leaves it running
+demo: lab ## Show a volume that survives the loss of a replica and of its target; KEEP=1 leaves it running
 	cargo build --release --bins -p e2e -p io-engine -p operator -p ha -p csi
 	@cargo run --quiet --release -p e2e --bin demo -- $(if $(KEEP),--keep)
 
@@ -53,6 +53,13 @@ BENCH ?=
 .PHONY: bench
 bench: setup ## Measure the data path beside its limits: BENCH='--only memory --rounds 5', BENCH=--help
 	cargo bench --quiet -p io-engine --bench data_path -- $(BENCH)
+
+# How many and which: make bench-failover FAILOVER='--rounds 5 --only killed,silent --kernel 6.12'
+FAILOVER ?=
+.PHONY: bench-failover
+bench-failover: lab ## Measure 50 failovers of each kind; a second start goes on where the first ended: FAILOVER=--help
+	cargo build --release --bins -p e2e -p io-engine -p operator -p ha -p csi
+	@cargo run --quiet --release -p e2e --bin bench-failover -- $(FAILOVER)
 
 # How long each fuzz target runs.
 SECONDS_EACH ?= 60

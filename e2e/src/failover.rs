@@ -6,6 +6,7 @@
 //! Fault       what becomes of an engine, and how it ends
 //! Outage      one such fault, and what was served there before
 //! Passage     one volume's way to another engine, part by part, as the agents logged it
+//! figures     the tables of many of them
 //! ```
 
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::vm::{BootOptions, ConnectOptions, Kernel, LinuxHost};
 use crate::wait::wait_until;
 
 pub mod fault;
+pub mod figures;
 pub mod passage;
 
 pub use fault::{Fault, Outage};
