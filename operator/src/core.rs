@@ -17,6 +17,7 @@ use crate::registry::Registry;
 use crate::volume::Volumes;
 use crate::volume::hosts::{Hosts, ReportedHosts};
 use crate::volume::plan::{Reason, Step};
+use crate::volume::switchover::Switchovers;
 use crate::volume::view::HealSettings;
 
 /// How the services behave.
@@ -101,6 +102,8 @@ pub struct Core {
     /// Which hosts have come to which targets.
     pub(crate) arrivals: Box<dyn Hosts>,
     pub(crate) creates: tokio::sync::Semaphore,
+    /// What the cluster agent is doing.
+    pub(crate) switchovers: Switchovers,
     volume_notes: Mutex<BTreeMap<Uuid, VolumeNotes>>,
     pool_notes: Mutex<BTreeMap<String, PoolNotes>>,
 }
@@ -127,6 +130,7 @@ impl Core {
             settings,
             arrivals,
             creates,
+            switchovers: Switchovers::default(),
             volume_notes: Mutex::default(),
             pool_notes: Mutex::default(),
         })

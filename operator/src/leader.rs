@@ -23,6 +23,7 @@ use tracing::{error, info};
 use crate::core::{Core, CoreSettings};
 use crate::reconcile::{self, ReconcileSettings};
 use crate::registry::Registry;
+use crate::volume::switchover;
 
 /// The services of the term that is on, if this process leads.
 pub type Terms = watch::Receiver<Option<Arc<Core>>>;
@@ -98,6 +99,8 @@ pub async fn lead(parts: TermParts, terms: watch::Sender<Option<Arc<Core>>>, shu
         let stop = CancellationToken::new();
         let reconcilers = tokio::spawn(reconcile::run(core.clone(), parts.reconcile, stop.clone()));
         let mut companions = JoinSet::new();
+        let (followed, until) = (core.clone(), stop.clone());
+        companions.spawn(async move { switchover::follow(&followed, until).await });
         for companion in &parts.companions {
             companions.spawn(companion(core.clone(), stop.clone()));
         }

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod republish;
 pub mod status;
 pub(crate) mod switch;
+pub mod switchover;
 pub mod view;
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! The log entry of a switchover: `SwitchOver/<volume>` in etcd, JSON.
 //!
 //! One per volume, with all its frontends. It is written before the step it names is done (SAFETY F3), it names the
-//! nexus that is to be replaced, and it is removed at the end: an empty log means that nothing is under way. Others may
-//! read it, such as the operator for the condition `SwitchingOver`; only the leader among cluster agents writes it.
+//! nexus that is to be replaced, and it is removed at the end: an empty log means that nothing is under way. The
+//! operator reads it for the condition `SwitchingOver`; only the leader among cluster agents writes it.
 //!
 //! ```json
 //! { "version": 1, "volume": "…uuid…", "nqn": "nqn.2019-05.io.openebs:…uuid…",
@@ -11,7 +11,8 @@
 //!   "replaced": { "nexus": "…uuid…", "node": "node-1", "uri": "nvmf://10.0.0.1:8420/nqn…" },
 //!   "target":   { "nexus": "…uuid…", "node": "node-2", "uri": "nvmf://10.0.0.2:8420/nqn…" },
 //!   "reuse_existing": true, "reuse_existing_fallback": false,
-//!   "waiting_for": { "AgentAway": "node-3" }, "given_up": null,
+//!   "waiting_for": { "AgentAway": "node-3" }, "note": "waiting for the agent on node-3 to register",
+//!   "given_up": null,
 //!   "started": "2026-01-01T00:00:00Z", "stage_since": "2026-01-01T00:00:01Z",
 //!   "written_by": { "leader": 17, "sequence": 4 } }
 //! ```
@@ -137,6 +138,9 @@ pub struct SwitchOver {
     /// What keeps it from going on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<Obstacle>,
+    /// What it waits for, or why it was given up, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Why it was given up, in stage `Errored`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<GiveUp>,
@@ -160,6 +164,7 @@ impl SwitchOver {
             reuse_existing: true,
             reuse_existing_fallback: false,
             waiting_for: None,
+            note: None,
             given_up: None,
             started: now,
             stage_since: now,
@@ -209,24 +214,9 @@ pub const NQN_PREFIX: &str = "nqn.2019-05.io.openebs:";
 mod tests {
     use super::*;
 
+    /// Others read it too: the operator tests itself against this very file.
     fn golden() -> serde_json::Value {
-        serde_json::json!({
-            "version": 1,
-            "volume": "00000000-0000-0000-0000-000000000007",
-            "nqn": "nqn.2019-05.io.openebs:00000000-0000-0000-0000-000000000007",
-            "stage": "ReplacePath",
-            "frontends": {
-                "a": { "endpoint": "http://10.0.0.3:50053", "path": "Lost" },
-                "b": { "endpoint": "http://10.0.0.4:50053", "path": { "GivenUp": "NotAllowed" } },
-            },
-            "replaced": { "nexus": "00000000-0000-0000-0000-000000000001", "node": "n1", "uri": "nvmf://10.0.0.1:8420/q" },
-            "target": { "nexus": "00000000-0000-0000-0000-000000000002", "node": "n2" },
-            "reuse_existing": true,
-            "reuse_existing_fallback": false,
-            "waiting_for": { "AgentAway": "a" },
-            "started": "2026-01-01T00:00:00Z",
-            "stage_since": "2026-01-01T00:00:01Z",
-        })
+        serde_json::from_str(include_str!("record/golden.json")).expect("JSON")
     }
 
     #[test]

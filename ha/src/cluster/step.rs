@@ -135,7 +135,8 @@ impl Switchover {
     /// outdated, so the target may stay in its place.
     pub fn replayed(record: SwitchOver, patience: Patience) -> Self {
         let logged = Some(record.clone());
-        let record = SwitchOver { reuse_existing: true, waiting_for: None, ..record };
+        let note = record.given_up.map(|reason| reason.to_string());
+        let record = SwitchOver { reuse_existing: true, waiting_for: None, note, ..record };
         Self::with(record, logged, BTreeSet::new(), patience)
     }
 
@@ -409,6 +410,7 @@ impl Switchover {
 
     fn wait(&mut self, obstacle: Obstacle, out: &mut Vec<Command>) {
         self.failures += 1;
+        self.record.note = Some(obstacle.to_string());
         self.record.waiting_for = Some(obstacle);
         self.log_then(Next::Wait(self.patience.pause(self.failures)), out);
     }
@@ -417,6 +419,7 @@ impl Switchover {
         self.record.stage = stage;
         self.record.stage_since = now;
         self.record.waiting_for = None;
+        self.record.note = self.record.given_up.map(|reason| reason.to_string());
         self.failures = 0;
         self.destroy_failures = 0;
     }

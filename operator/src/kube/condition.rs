@@ -1,7 +1,7 @@
 //! Conditions of a status.
 
 use crds::Condition;
-use crds::names::{CONDITION_MOVING, CONDITION_SWITCHING_OVER};
+use crds::names::{CONDITION_DELETION_BLOCKED, CONDITION_MOVING, CONDITION_SWITCHING_OVER};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -40,20 +40,34 @@ pub(crate) fn set(conditions: &mut Vec<Condition>, say: &Say<'_>, generation: Op
     }
 }
 
+/// Between what happens and what keeps it from going on, in the message of a condition.
+const OBSTACLE: &str = "; not going on: ";
+
+fn obstacle_of(condition: &Condition) -> Option<&str> {
+    condition.message.split_once(OBSTACLE).map(|(_, obstacle)| obstacle)
+}
+
 /// Says what becomes of a target: `Moving` for what somebody wished, `SwitchingOver` for what a host's loss made
 /// necessary. The stage is the reason. One that was never there is not told.
 pub(crate) fn transition_conditions(
     conditions: &mut Vec<Condition>,
-    transition: Option<&Transition>,
+    transitions: &[Transition],
     generation: Option<i64>,
     now: Timestamp,
 ) {
     for (type_, is_planned) in [(CONDITION_MOVING, true), (CONDITION_SWITCHING_OVER, false)] {
-        let told = transition.filter(|transition| transition.is_planned == is_planned);
+        let told = transitions.iter().find(|transition| transition.is_planned == is_planned);
+        let message = told.map(|told| match &told.obstacle {
+            Some(obstacle) => format!("{}{OBSTACLE}{obstacle}", told.message),
+            None => told.message.clone(),
+        });
         let say = match told {
-            Some(Transition { stage, message, is_over, .. }) => {
-                Say { type_, is_true: Some(!is_over), reason: stage, message }
-            }
+            Some(Transition { stage, is_over, .. }) => Say {
+                type_,
+                is_true: Some(!is_over),
+                reason: stage,
+                message: message.as_deref().unwrap_or_default(),
+            },
             None if conditions.iter().any(|c| c.type_ == type_ && c.status == "True") => {
                 Say { type_, is_true: Some(false), reason: "Done", message: "" }
             }
@@ -70,18 +84,95 @@ pub(crate) fn clear(conditions: &mut Vec<Condition>, type_: &str) {
 
 /// Conditions of `new` that say something else than in `old`, for events. One that comes first is told too, unless
 /// it is good news that nobody waited for.
+///
+/// A switchover takes milliseconds from stage to stage: what is told is that it began, what it waits for, and its end,
+/// also where two ended alike.
 pub(crate) fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
     new.iter()
         .filter(|condition| {
             let before = old.iter().find(|old| old.type_ == condition.type_);
-            before.is_none_or(|old| old.status != condition.status || old.reason != condition.reason)
+            before.is_none_or(|old| match condition.type_ == CONDITION_SWITCHING_OVER {
+                true => {
+                    let obstacle = obstacle_of(condition);
+                    let is_stuck = obstacle.is_some() && obstacle != obstacle_of(old);
+                    let is_another_end = condition.status == "False" && condition.message != old.message;
+                    old.status != condition.status || is_stuck || is_another_end
+                }
+                false => old.status != condition.status || old.reason != condition.reason,
+            })
         })
         .collect()
+}
+/// Whether a condition is good news: what an event warns of is what somebody may have to act upon.
+pub(crate) fn is_good(condition: &Condition) -> bool {
+    let is_true = condition.status == "True";
+    match &*condition.type_ {
+        CONDITION_DELETION_BLOCKED => !is_true,
+        CONDITION_SWITCHING_OVER => !is_true && ["Successful", "Done"].contains(&&*condition.reason),
+        CONDITION_MOVING => is_true || condition.reason == "Done",
+        _ => is_true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn switching(stage: &str, message: &str, obstacle: Option<&str>, is_over: bool) -> Transition {
+        let (stage, message, obstacle) = (stage.to_owned(), message.to_owned(), obstacle.map(str::to_owned));
+        Transition { is_planned: false, stage, message, obstacle, is_over }
+    }
+
+    /// Begin, obstacle and end are events, the stages between are not; two that ended alike are told twice.
+    #[test]
+    fn of_a_switchover_its_begin_its_obstacles_and_its_end_are_told() {
+        let mut conditions = Vec::new();
+        let mut told = Vec::new();
+        for transition in [
+            switching("Init", "a lost its path", None, false),
+            switching("RepublishVolume", "a lost its path", None, false),
+            switching("ReplacePath", "node b serves", None, false),
+            switching("ReplacePath", "node b serves", Some("the agent is away"), false),
+            switching("ReplacePath", "node b serves", None, false),
+            switching("DeleteTarget", "node b serves", None, false),
+            switching("Successful", "moved, at one", None, true),
+            switching("Successful", "moved, at two", None, true),
+            switching("Errored", "given up", None, true),
+        ] {
+            let before = conditions.clone();
+            transition_conditions(&mut conditions, &[transition], Some(1), Timestamp::UNIX_EPOCH);
+            let news = news(&before, &conditions);
+            told.extend(news.into_iter().map(|it| (it.reason.clone(), it.message.clone(), is_good(it))));
+        }
+        let told: Vec<_> =
+            told.iter().map(|(reason, text, is_good)| (&**reason, &**text, *is_good)).collect();
+        assert_eq!(
+            told,
+            [
+                ("Init", "a lost its path", false),
+                ("ReplacePath", "node b serves; not going on: the agent is away", false),
+                ("Successful", "moved, at one", true),
+                ("Successful", "moved, at two", true),
+                ("Errored", "given up", false),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_switchover_that_nobody_shows_any_more_is_done_and_a_wished_move_stands_beside_one() {
+        let mut conditions = Vec::new();
+        let planned = Transition { is_planned: true, ..switching("NotAsPlanned", "late", None, true) };
+        let both = [switching("Init", "lost", None, false), planned];
+        transition_conditions(&mut conditions, &both, Some(1), Timestamp::UNIX_EPOCH);
+        let shown = |conditions: &[Condition]| -> Vec<(String, String, String)> {
+            conditions.iter().map(|it| (it.type_.clone(), it.status.clone(), it.reason.clone())).collect()
+        };
+        let line = |type_: &str, status: &str, reason: &str| (type_.into(), status.into(), reason.into());
+        let moving = line(CONDITION_MOVING, "False", "NotAsPlanned");
+        assert_eq!(shown(&conditions), [moving.clone(), line(CONDITION_SWITCHING_OVER, "True", "Init")]);
+        transition_conditions(&mut conditions, &[], Some(1), Timestamp::UNIX_EPOCH);
+        assert_eq!(shown(&conditions), [moving, line(CONDITION_SWITCHING_OVER, "False", "Done")]);
+    }
 
     fn say(is_true: bool, reason: &str) -> Say<'_> {
         Say { type_: "Ready", is_true: Some(is_true), reason, message: "m" }

@@ -72,6 +72,8 @@ pub struct Transition {
     pub stage: String,
     /// A sentence.
     pub message: String,
+    /// What keeps it from going on, for somebody to do something about.
+    pub obstacle: Option<String>,
     /// It is not under way any more.
     pub is_over: bool,
 }
@@ -122,8 +124,8 @@ pub struct VolumeObject {
     pub usage: Option<Usage>,
     /// PersistentVolumes that refer to it, by name.
     pub persistent_volumes: Vec<String>,
-    /// What is becoming of its target.
-    pub moving: Option<Transition>,
+    /// What is becoming of its target: at most one that was wished for and one that was not.
+    pub transitions: Vec<Transition>,
     /// What keeps it from being as asked for.
     pub problem: Option<Problem>,
 }
@@ -135,8 +137,8 @@ pub struct NexusObject {
     pub spec: NexusSpec,
     /// Node that serves it now.
     pub serving_node: String,
-    /// What is becoming of it.
-    pub moving: Option<Transition>,
+    /// What is becoming of it: at most one that was wished for and one that was not.
+    pub transitions: Vec<Transition>,
     /// Identity of this incarnation.
     pub uuid: String,
     /// Name of the CR of its volume.

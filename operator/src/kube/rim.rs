@@ -9,6 +9,7 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 use tracing::warn;
 
+use super::condition::is_good;
 use super::merge::diff;
 use super::plan::{Managed, fields};
 
@@ -114,11 +115,9 @@ where
     pub(crate) async fn tell(&self, cr: &M::Cr, conditions: &[&crds::Condition]) {
         let reference: ObjectReference = cr.object_ref(&());
         for condition in conditions {
-            let is_good =
-                condition.status == "True" && condition.type_ != crds::names::CONDITION_DELETION_BLOCKED;
             let note: String = condition.message.chars().take(NOTE_LENGTH_MAX).collect();
             let event = Event {
-                type_: if is_good { EventType::Normal } else { EventType::Warning },
+                type_: if is_good(condition) { EventType::Normal } else { EventType::Warning },
                 reason: condition.reason.clone(),
                 note: (!note.is_empty()).then_some(note),
                 action: condition.type_.clone(),

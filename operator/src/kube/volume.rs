@@ -117,8 +117,8 @@ impl Managed for Volumes {
         status.observed_generation = view.generation();
         status.conditions = old.conditions;
         common_conditions(&mut status.conditions, view, refusals, now);
-        let moving = view.object().and_then(|object| object.moving.as_ref());
-        transition_conditions(&mut status.conditions, moving, view.generation(), now);
+        let transitions = view.object().map(|object| &*object.transitions).unwrap_or_default();
+        transition_conditions(&mut status.conditions, transitions, view.generation(), now);
         let ready = ready(view, refusals);
         let say = Say { type_: CONDITION_READY, is_true: ready.0, reason: &ready.1, message: &ready.2 };
         set(&mut status.conditions, &say, view.generation(), now);

@@ -19,6 +19,7 @@ use crate::registry::{
 };
 use crate::volume::CreateVolume;
 use crate::volume::status::{VolumeStatus, status};
+use crate::volume::switchover::Switchover;
 use crate::volume::view::{Presence, ReplicaView, VolumeView};
 
 /// Where targets listen.
@@ -192,41 +193,72 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
             total_bytes: live.iter().map(allocated).sum(),
         }),
         persistent_volumes: Vec::new(),
-        moving: moving(plane, spec),
+        transitions: transitions(plane, spec),
         problem: plane.registry_problem().or_else(|| problem(plane, spec.uuid)),
     }
 }
 
-/// What the target is changing to, for a condition: the stage is its reason.
-fn moving(plane: &Plane, spec: &VolumeSpec) -> Option<Transition> {
-    let target = spec.target.as_ref()?;
-    let reasons = || {
-        let reasons = plane.core.volumes().reasons(spec.uuid);
-        reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default()
-    };
-    let stage = |is_planned: bool, stage: &str, message: String| {
-        Some(Transition { is_planned, stage: stage.to_owned(), message, is_over: false })
-    };
-    if let Some(moving) = &spec.moving {
-        let text = format!("the target moves from node {} to node {}{}", target.node, moving.node, reasons());
-        let stands_by = plane.core.volumes().view(spec.uuid).nexuses.iter().any(|n| {
-            let is_exported = n.presence.here().is_some_and(|shown| shown.device_uri.is_some());
-            n.spec.uuid == moving.nexus && is_exported
-        });
-        return stage(true, if stands_by { "ConnectingHosts" } else { "MakingTarget" }, text);
-    }
+/// What the target is changing to, for conditions: the stage is the reason.
+fn transitions(plane: &Plane, spec: &VolumeSpec) -> Vec<Transition> {
+    let Some(target) = &spec.target else { return Vec::new() };
+    let switching = is_switching(plane, spec, target);
     let is_planned = spec.operation == Some(VolumeOperation::Move);
-    if spec.is_switching() {
-        let view = plane.core.volumes().view(spec.uuid);
-        let name = match view.may_still_serve() {
-            Some(_) => "StoppingOldTarget",
-            None => "StartingTarget",
-        };
-        let text = format!("node {} takes over the target{}", target.node, reasons());
-        return stage(is_planned, name, text);
+    let moved = || {
+        let why = plane.core.volumes().move_failed(spec.uuid)?;
+        let stage = "NotAsPlanned".into();
+        Some(Transition { is_planned: true, stage, message: why, obstacle: None, is_over: true })
+    };
+    let wished = is_moving(plane, spec, target).or(switching.clone().filter(|_| is_planned)).or_else(moved);
+    let lost = lost(plane, spec, switching.filter(|_| !is_planned));
+    wished.into_iter().chain(lost).collect()
+}
+
+/// A target stands by, or is to.
+fn is_moving(plane: &Plane, spec: &VolumeSpec, target: &TargetSpec) -> Option<Transition> {
+    let moving = spec.moving.as_ref()?;
+    let text = format!(
+        "the target moves from node {} to node {}{}",
+        target.node,
+        moving.node,
+        reasons(plane, spec.uuid)
+    );
+    let stands_by = plane.core.volumes().view(spec.uuid).nexuses.iter().any(|n| {
+        let is_exported = n.presence.here().is_some_and(|shown| shown.device_uri.is_some());
+        n.spec.uuid == moving.nexus && is_exported
+    });
+    let stage = if stands_by { "ConnectingHosts" } else { "MakingTarget" };
+    Some(Transition { is_planned: true, stage: stage.into(), message: text, obstacle: None, is_over: false })
+}
+
+/// A target takes the place of another, for whatever reason.
+fn is_switching(plane: &Plane, spec: &VolumeSpec, target: &TargetSpec) -> Option<Transition> {
+    if !spec.is_switching() {
+        return None;
     }
-    let why = plane.core.volumes().move_failed(spec.uuid)?;
-    Some(Transition { is_planned: true, stage: "NotAsPlanned".into(), message: why, is_over: true })
+    let stage = match plane.core.volumes().view(spec.uuid).may_still_serve() {
+        Some(_) => "StoppingOldTarget",
+        None => "StartingTarget",
+    };
+    let message = format!("node {} takes over the target{}", target.node, reasons(plane, spec.uuid));
+    let is_planned = spec.operation == Some(VolumeOperation::Move);
+    Some(Transition { is_planned, stage: stage.into(), message, obstacle: None, is_over: false })
+}
+
+/// A host lost its path: what the cluster agent says of it, and what is done here for it, or for somebody else who asked.
+fn lost(plane: &Plane, spec: &VolumeSpec, here: Option<Transition>) -> Option<Transition> {
+    let logged = plane.core.volumes().switchover(spec.uuid);
+    if let Some(here) = here.clone().filter(|_| logged.as_ref().is_none_or(|logged| logged.is_over)) {
+        return Some(here);
+    }
+    let Switchover { stage, message, obstacle, is_over } = logged?;
+    let here = here.filter(|_| !is_over).map(|here| format!("; {}: {}", here.stage, here.message));
+    let message = format!("{message}{}", here.unwrap_or_default());
+    Some(Transition { is_planned: false, stage, message, obstacle, is_over })
+}
+
+fn reasons(plane: &Plane, volume: Uuid) -> String {
+    let reasons = plane.core.volumes().reasons(volume);
+    reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
 /// The first reason names the condition; all are told.
@@ -328,7 +360,7 @@ pub(super) fn nexus_object(plane: &Plane, name: &str, spec: &VolumeSpec) -> Opti
     Some(NexusObject {
         spec: NexusSpec { volume: spec.uuid.to_string(), node: wanted_node.clone() },
         serving_node: target.node.clone(),
-        moving: moving(plane, spec),
+        transitions: transitions(plane, spec),
         uuid: target.nexus.to_string(),
         volume_name: name.to_owned(),
         state: shown.map_or(TargetState::Unknown, |nexus| target_state(nexus.state)),

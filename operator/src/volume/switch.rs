@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::converge::{Failure, Outcome, converge};
 use super::plan::ReasonCode;
 use super::republish::{Decision, Republish, decide, serves};
+use super::switchover::Switchover;
 use super::view::{NexusView, Presence, VolumeView};
 use super::{Volumes, ensure_created, observe, refusal};
 use crate::error::{ErrorKind, Result, ServiceError};
@@ -219,6 +220,11 @@ impl Volumes<'_> {
     /// Why the last move was given up, or how it went otherwise than planned.
     pub fn move_failed(self, uuid: Uuid) -> Option<String> {
         self.core.volume_notes().get(&uuid).and_then(|notes| notes.move_failed.clone())
+    }
+
+    /// What the cluster agent is doing about the volume, or did last.
+    pub fn switchover(self, uuid: Uuid) -> Option<Switchover> {
+        self.core.switchovers.of(uuid)
     }
 
     /// The target stays where it is, if it has not been switched yet.

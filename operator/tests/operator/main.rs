@@ -12,4 +12,5 @@ mod plane;
 mod rest;
 mod scripts;
 mod switch;
+mod switchover;
 mod volumes;

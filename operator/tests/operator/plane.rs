@@ -150,10 +150,10 @@ async fn a_target_moves_when_the_node_of_its_resource_is_changed_and_says_how_fa
         Standing::Exists(found) => *found,
         other => panic!("{other:?}"),
     };
-    assert_eq!((nexus().moving, nexus().serving_node.as_str()), (None, "a"));
+    assert_eq!((nexus().transitions, nexus().serving_node.as_str()), (vec![], "a"));
 
     plane.move_target("data", "b", json!({"node": "b"})).await.unwrap();
-    let moving = nexus().moving.unwrap();
+    let moving = nexus().transitions.remove(0);
     assert_eq!((moving.is_planned, moving.stage.as_str(), moving.is_over), (true, "ConnectingHosts", false));
     assert!(moving.message.contains("from node a to node b"), "{}", moving.message);
     assert_eq!((nexus().spec.node.as_str(), nexus().serving_node.as_str()), ("b", "a"), "wish and state");
@@ -163,14 +163,14 @@ async fn a_target_moves_when_the_node_of_its_resource_is_changed_and_says_how_fa
     // Nobody comes: it goes on as a switchover and says so.
     operator.settle("moved").await;
     assert_eq!(nexus().serving_node, "b");
-    let moved = nexus().moving.unwrap();
+    let moved = nexus().transitions.remove(0);
     assert_eq!((moved.stage.as_str(), moved.is_over), ("NotAsPlanned", true));
 
     plane.change_volume("data", &Change::Publish(Some(publish("a"))), json!({})).await.unwrap();
     let standby = operator.volume(Uuid::from_u128(7)).unwrap().moving.unwrap();
     operator.core.volumes().report_path(Uuid::from_u128(7), standby.nexus, "host").unwrap();
     operator.settle("moved back").await;
-    assert_eq!((nexus().serving_node.as_str(), nexus().moving), ("a", None));
+    assert_eq!((nexus().serving_node.as_str(), nexus().transitions), ("a", vec![]));
     let unknown = plane.move_target("data", "x", json!({})).await.unwrap_err();
     assert!(unknown.message.contains("node x does not exist"), "{unknown}");
     assert_eq!(plane.destroy_volume("data").await.unwrap_err().reason, "Published");
