@@ -25,6 +25,7 @@ pub mod endpoints;
 pub mod leader;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod moves;
 pub mod ports;
 pub mod reason;

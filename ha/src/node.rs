@@ -18,6 +18,7 @@
 pub mod cluster;
 pub mod config;
 pub mod kernel_log;
+pub mod metrics;
 pub mod replace;
 pub mod report;
 pub mod retire;

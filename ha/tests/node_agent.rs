@@ -18,6 +18,7 @@ use csi::host::{ConnectOptions, ControllerState, HostIdentity, Nvme, Target};
 use csi::node::{Initiator, NvmeClient, NvmeService, Settings};
 use ha::node::cluster::{ClusterAgents, Myself, keep_registered, report_losses};
 use ha::node::kernel_log::KernelLog;
+use ha::node::metrics::Metrics;
 use ha::node::replace::Replacer;
 use ha::node::server::NodeServer;
 use ha::node::watch::{WatchSettings, Watcher};
@@ -157,6 +158,7 @@ struct Node {
     log: Option<fs::File>,
     lost: watch::Receiver<BTreeSet<String>>,
     stop: CancellationToken,
+    metrics: Metrics,
 }
 
 impl Node {
@@ -172,9 +174,11 @@ impl Node {
             false => (None, None),
         };
         let stop = CancellationToken::new();
-        let (watcher, lost) = Watcher::new(Arc::new(tree.host()), reader, WatchSettings::default());
+        let metrics = Metrics::default();
+        let (watcher, lost) =
+            Watcher::new(Arc::new(tree.host()), reader, WatchSettings::default(), metrics.clone());
         tokio::spawn(watcher.run(stop.clone()));
-        Self { tree, log, lost, stop }
+        Self { tree, log, lost, stop, metrics }
     }
 
     /// One line of the kernel.
@@ -195,7 +199,7 @@ impl Node {
 
     /// Reports to a cluster agent.
     fn report_to(&self, endpoints: &[String]) {
-        let agents = ClusterAgents::new(endpoints).unwrap();
+        let agents = ClusterAgents::new(endpoints, self.metrics.clone()).unwrap();
         let myself = Myself { node: "node-1".into(), endpoint: "http://10.0.0.9:50053".into() };
         tokio::spawn(keep_registered(agents.clone(), myself.clone(), self.stop.clone()));
         tokio::spawn(report_losses(agents, myself, self.lost.clone(), self.stop.clone()));
@@ -217,6 +221,14 @@ fn connect(host: &dyn Nvme, address: SocketAddr, volume: u128) {
         keep_alive: Duration::from_secs(2),
     };
     host.connect(&Target { nqn: nqn(volume), address }, &options).unwrap();
+}
+
+fn figures(metrics: &Metrics) -> String {
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
 }
 
 /// A tree with volumes on one engine.
@@ -250,6 +262,17 @@ async fn a_dead_engine_is_reported_once_for_all_its_volumes_and_at_once() {
     assert_eq!(names, (1..=20).map(nqn).collect::<Vec<_>>());
     println!("reported {} ms after the kernel's word", at.duration_since(begun).as_millis());
     assert!(at.duration_since(begun) < Duration::from_secs(1), "{:?}", at.duration_since(begun));
+
+    for line in [
+        "ha_node_paths{standing=\"Failed\"} 20",
+        "ha_node_paths{standing=\"Live\"} 0",
+        "ha_node_path_changes_total{standing=\"Suspected\"} 20",
+        "ha_node_volumes_lost 20",
+        "ha_node_probes_total{outcome=\"Refused\"} 1",
+        "ha_node_reports_total{code=\"Ok\"} 20",
+    ] {
+        until(line, || figures(&node.metrics).lines().any(|shown| shown == line)).await;
+    }
 
     // Its paths are replaced: nothing is left to tell.
     node.change(|kernel| kernel.set_state(engine.address, ControllerState::Live));
@@ -333,7 +356,8 @@ async fn watching_a_hundred_paths_costs_little() {
     const WATCHED: Duration = Duration::from_secs(4);
     let engine = Engine::start().await;
     let tree = tree_with(engine.address, 1..=100);
-    let (watcher, _lost) = Watcher::new(Arc::new(tree.host()), None, WatchSettings::default());
+    let (watcher, _lost) =
+        Watcher::new(Arc::new(tree.host()), None, WatchSettings::default(), Metrics::default());
     let before = cpu_time();
     assert!(timeout(WATCHED, watcher.run(CancellationToken::new())).await.is_err());
     let percent = cpu_time().saturating_sub(before).as_secs_f64() / WATCHED.as_secs_f64() * 100.0;
@@ -379,7 +403,7 @@ impl Serving {
         let address = listener.local_addr().unwrap();
         let csi = NvmeClient::new(&socket).unwrap();
         let replacer = Replacer::new(Arc::new(host.clone()), csi, Duration::from_millis(500));
-        let server = Server::builder().add_service(NodeServer::service(replacer));
+        let server = Server::builder().add_service(NodeServer::service(replacer, Metrics::default()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let client = HaNodeRpcClient::connect(format!("http://{address}")).await.unwrap();
         Self { host, client, old, new, _folder: folder }

@@ -10,9 +10,11 @@ use ha::cluster::agents::GrpcAgents;
 use ha::cluster::config::Args;
 use ha::cluster::endpoints::Endpoints;
 use ha::cluster::leader::{TermParts, lead};
+use ha::cluster::metrics::Metrics;
 use ha::cluster::rest::RestVolumes;
 use ha::cluster::server::Front;
 use ha::cluster::switchovers::Means;
+use prometheus_client::registry::Registry;
 use store::{EtcdOptions, EtcdStore, Keys};
 use telemetry::TelemetryOptions;
 use tokio::net::TcpListener;
@@ -38,6 +40,14 @@ async fn main() -> anyhow::Result<()> {
     let address = listener.local_addr().context("read the address that is served")?;
     info!(grpc.address = %address, operator.urls = args.rest_endpoint.join(","), "cluster agent started");
 
+    let metrics = Metrics::default();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let shown = args.metrics.serve(registry).await.context("serve the metrics")?;
+    if let Some(address) = shown {
+        info!(metrics.address = %address, "metrics served");
+    }
+
     let endpoints = Arc::new(Endpoints::default());
     let parts = TermParts {
         store: Arc::new(store),
@@ -49,6 +59,7 @@ async fn main() -> anyhow::Result<()> {
             agents: Arc::new(GrpcAgents::new(args.agent_deadlines())),
             endpoints: endpoints.clone(),
             settings: args.settings(),
+            metrics,
         },
     };
     let (terms_sender, terms) = watch::channel(None);

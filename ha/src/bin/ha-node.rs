@@ -13,9 +13,11 @@ use csi::node::NvmeClient;
 use ha::node::cluster::{ClusterAgents, keep_registered, report_losses};
 use ha::node::config::Args;
 use ha::node::kernel_log::KernelLog;
+use ha::node::metrics::Metrics;
 use ha::node::replace::Replacer;
 use ha::node::server::NodeServer;
 use ha::node::watch::{WatchSettings, Watcher};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -42,13 +44,24 @@ async fn main() -> Result<()> {
 
     let listener =
         TcpListener::bind(args.listen()).await.with_context(|| format!("serve on {}", args.listen()))?;
-    let agents =
-        ClusterAgents::new(&args.cluster_agent).context("use the addresses of the cluster agents")?;
     let csi = NvmeClient::new(&args.csi_socket)?;
     let stop = CancellationToken::new();
+    let metrics = Metrics::default();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let shown = args.metrics.serve(registry).await.context("serve the metrics")?;
+    if let Some(address) = shown {
+        info!(metrics.address = %address, "metrics served");
+    }
+    let agents = ClusterAgents::new(&args.cluster_agent, metrics.clone())
+        .context("use the addresses of the cluster agents")?;
     let interval = Duration::from_millis(args.detection_period_ms);
-    let (watcher, lost) =
-        Watcher::new(host.clone(), log, WatchSettings { interval, ..WatchSettings::default() });
+    let (watcher, lost) = Watcher::new(
+        host.clone(),
+        log,
+        WatchSettings { interval, ..WatchSettings::default() },
+        metrics.clone(),
+    );
     info!(node.name = args.node_name, grpc.address = %args.listen(), "ha-node started");
     let work = [
         tokio::spawn(watcher.run(stop.clone())),
@@ -56,7 +69,7 @@ async fn main() -> Result<()> {
         tokio::spawn(report_losses(agents, args.myself(), lost, stop.clone())),
     ];
     tonic::transport::Server::builder()
-        .add_service(NodeServer::service(Replacer::new(host, csi, args.usable_limit())))
+        .add_service(NodeServer::service(Replacer::new(host, csi, args.usable_limit()), metrics))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
             let signal = signal.await;
             info!(signal, "shutting down");

@@ -67,6 +67,8 @@ pub struct Args {
     #[arg(long, value_parser = duration, default_value = "10s")]
     pub fast_requeue: Duration,
     #[command(flatten)]
+    pub metrics: telemetry::metrics::MetricsOptions,
+    #[command(flatten)]
     pub log: telemetry::LogOptions,
 }
 
@@ -76,6 +78,8 @@ Examples:
     ha-cluster --store http://127.0.0.1:2379 --rest-endpoint http://127.0.0.1:8081
   What is under way (nothing, when there is no such key):
     etcdctl get --prefix /openebs.io/mayastor/apis/v0/clusters/<cluster>/namespaces/<namespace>/SwitchOver/
+  How many are under way, how long they take, what hosts are answered:
+    ha-cluster --metrics 0.0.0.0:9500 …    and    curl http://localhost:9500/metrics
   To cancel a switchover, remove its key; the volume's hosts report again while their paths are lost.";
 
 impl Args {

@@ -78,6 +78,7 @@ async fn term(
     let switchovers = Switchovers::begin(log, left, parts.means.clone(), leadership.tenure());
     let _ends_with_this_future = switchovers.end_with();
     terms.send_replace(Some(switchovers.clone()));
+    parts.means.metrics.leads(true);
     let volumes = Objects::new(parts.store.clone(), parts.keys.clone(), leadership.fence());
     let reason = tokio::select! {
         () = moves::follow(&volumes, &parts.means) => "planned moves are followed for ever".into(),
@@ -87,6 +88,7 @@ async fn term(
     };
     terms.send_replace(None);
     switchovers.stop().await;
+    parts.means.metrics.leads(false);
     reason
 }
 

@@ -172,6 +172,7 @@ impl Underway {
                     // Again each time: an operator that took over has heard of nobody.
                     match means.volumes.report_path(volume, nexus, &node).await {
                         Ok(()) if self.reported.insert((nexus, node.clone())) => {
+                            means.metrics.hosts_ready.inc();
                             info!(volume.id = %volume, host.node = node, ?arrival, "host ready for the planned move");
                         }
                         Ok(()) => {}

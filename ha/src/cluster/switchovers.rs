@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use store::election::Tenure;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use super::endpoints::Endpoints;
 use super::log::{Entry, Log};
+use super::metrics::{Cause, Metrics};
 use super::ports::{Agent, NodeAgents, Volumes};
 use super::record::SwitchOver;
 use super::step::{Answer, Patience, Switchover};
@@ -69,6 +70,8 @@ pub struct Means {
     pub endpoints: Arc<Endpoints>,
     /// How to go about it.
     pub settings: Settings,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// What a report comes to.
@@ -120,13 +123,21 @@ impl Switchovers {
             info!(volume.id = %volume, stage = ?entry.record.stage, "switchover taken up");
             let (sender, messages) = mpsc::channel(MESSAGES);
             shared.lock().insert(volume, sender);
+            shared.means.metrics.began(Cause::Replayed);
             shared.spawn(Actor::replayed(shared.clone(), entry, messages));
         }
+        shared.count(&shared.lock());
         Self { shared }
     }
 
     /// A host says that it has lost its path. Answers once that is in the log.
     pub async fn report(&self, volume: Uuid, nqn: &str, node: &str, endpoint: &str) -> Reported {
+        let reported = self.take_report(volume, nqn, node, endpoint).await;
+        self.shared.means.metrics.reported(reported);
+        reported
+    }
+
+    async fn take_report(&self, volume: Uuid, nqn: &str, node: &str, endpoint: &str) -> Reported {
         let (answer, answered) = oneshot::channel();
         let message = Message::Reported { node: node.to_owned(), endpoint: endpoint.to_owned(), answer };
         {
@@ -147,6 +158,8 @@ impl Switchovers {
                     let patience = self.shared.means.settings.patience;
                     let (sender, messages) = mpsc::channel(MESSAGES);
                     vacant.insert(sender);
+                    self.shared.count(&actors);
+                    self.shared.means.metrics.began(Cause::Reported);
                     let state = Switchover::fresh(record, patience);
                     info!(volume.id = %volume, host.node = node, "lost path reported, switchover begins");
                     self.shared.spawn(Actor::fresh(self.shared.clone(), state, messages, message));
@@ -159,6 +172,7 @@ impl Switchovers {
     /// An agent is there: switchovers that wait for it go on.
     pub fn registered(&self, node: &str, endpoint: &str) {
         self.shared.means.agents.greet(Agent { node, endpoint });
+        self.shared.means.metrics.registrations.inc();
         for actor in self.shared.lock().values() {
             // One whose queue is full is not waiting.
             let _ = actor.try_send(Message::Registered { node: node.to_owned() });
@@ -188,9 +202,37 @@ impl Switchovers {
     }
 }
 
+/// Counts among those that wait for their turn while it lives.
+struct Queued<'a> {
+    metrics: &'a Metrics,
+}
+
+impl<'a> Queued<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.queued.inc();
+        Self { metrics }
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.metrics.queued.dec();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, mpsc::Sender<Message>>> {
         self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn to ask the operator for a change; whoever waits for one is counted.
+    async fn worker(&self) -> SemaphorePermit<'_> {
+        let _queued = Queued::new(&self.means.metrics);
+        self.workers.acquire().await.expect("the semaphore is never closed")
+    }
+
+    fn count(&self, actors: &HashMap<Uuid, mpsc::Sender<Message>>) {
+        self.means.metrics.underway.set(i64::try_from(actors.len()).unwrap_or(i64::MAX));
     }
 
     fn spawn(self: &Arc<Self>, actor: Actor) {

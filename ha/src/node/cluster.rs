@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tracing::{debug, info, warn};
 
+use super::metrics::Metrics;
 use super::report::Reports;
 use crate::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
 use crate::proto::cluster::{
@@ -44,18 +45,19 @@ pub struct ClusterAgents {
     endpoints: Vec<Endpoint>,
     /// Which one, and the connection to it. Anew after a failure: behind one address there may be another then.
     current: watch::Sender<(usize, Channel)>,
+    metrics: Metrics,
 }
 
 impl ClusterAgents {
     /// At these addresses, `http://<host>:<port>`; connected when needed. Must be called on a tokio runtime.
-    pub fn new(addresses: &[String]) -> Result<Self, tonic::transport::Error> {
+    pub fn new(addresses: &[String], metrics: Metrics) -> Result<Self, tonic::transport::Error> {
         let endpoint = |address: &String| {
             Ok(Endpoint::from_shared(address.clone())?.connect_timeout(CONNECT_LIMIT).tcp_nodelay(true))
         };
         let endpoints = addresses.iter().map(endpoint).collect::<Result<Vec<_>, _>>()?;
         assert!(!endpoints.is_empty(), "the configuration asks for one address at least");
         let channel = endpoints[0].connect_lazy();
-        Ok(Self { endpoints, current: watch::Sender::new((0, channel)) })
+        Ok(Self { endpoints, current: watch::Sender::new((0, channel)), metrics })
     }
 
     /// Says where we are.
@@ -114,6 +116,7 @@ pub async fn keep_registered(agents: ClusterAgents, myself: Myself, stop: Cancel
     let mut was_registered = None;
     loop {
         let registered = agents.register(&myself).await;
+        agents.metrics.registered(registered.as_ref().map_or_else(Status::code, |()| Code::Ok));
         let is_registered = registered.is_ok();
         if was_registered != Some(is_registered) {
             match &registered {
@@ -158,19 +161,25 @@ pub async fn report_losses(
                     return;
                 }
             }
-            Some((batch, answer)) = sending.next() => note_answer(&mut reports, &batch, answer),
+            Some((batch, answer)) = sending.next() => note_answer(&mut reports, &agents.metrics, &batch, answer),
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-fn note_answer(reports: &mut Reports, batch: &[String], answer: Result<FailedNvmePathsResponse, Status>) {
+fn note_answer(
+    reports: &mut Reports,
+    metrics: &Metrics,
+    batch: &[String],
+    answer: Result<FailedNvmePathsResponse, Status>,
+) {
     let now = Instant::now();
     match answer {
         Ok(response) => {
             for one in response.failed_paths {
                 let code = Code::from(i32::try_from(one.status_code).unwrap_or(-1));
+                metrics.reported(code);
                 debug!(nqn = one.failed_nvme_path, ?code, "the cluster agent answered a report");
                 reports.answered(&one.failed_nvme_path, code, now);
             }
@@ -182,6 +191,7 @@ fn note_answer(reports: &mut Reports, batch: &[String], answer: Result<FailedNvm
         Err(status) => {
             warn!(%status, paths = batch.len(), "lost paths could not be reported, trying again");
             for nqn in batch {
+                metrics.reported(status.code());
                 reports.answered(nqn, Code::Unavailable, now);
             }
         }

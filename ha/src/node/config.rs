@@ -10,9 +10,11 @@ use super::cluster::Myself;
 
 /// The HA agent on an application node.
 ///
-/// Watches the kernel's NVMe/TCP controllers, reports lost volumes to the cluster agent, and replaces their paths.
+/// Watches the kernel's NVMe/TCP controllers, reports lost volumes to the cluster agent, and replaces their paths when
+/// told to. It needs the host's network, /sys and /dev, csi-node's socket to connect by, and CAP_SYS_ADMIN; with
+/// CAP_SYSLOG it reads the kernel's log too, and notices a loss within milliseconds.
 #[derive(Clone, Debug, Parser)]
-#[command(version, name = "ha-node")]
+#[command(version, name = "ha-node", after_help = EXAMPLES)]
 pub struct Args {
     /// Cluster agents, one or more addresses separated by commas.
     #[arg(long, env = "CLUSTER_AGENT", value_delimiter = ',', required = true)]
@@ -36,8 +38,19 @@ pub struct Args {
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub path_connection_timeout_s: u64,
     #[command(flatten)]
+    pub metrics: telemetry::metrics::MetricsOptions,
+    #[command(flatten)]
     pub log: telemetry::LogOptions,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  Beside csi-node on node-3, with two cluster agents of which one leads:
+    ha-node --node-name node-3 --grpc-ip 10.0.0.3 --cluster-agent http://10.0.0.1:11500,http://10.0.0.2:11500
+  What it sees is what the kernel shows:
+    grep . /sys/class/nvme/nvme*/{state,address,subsysnqn}
+  Paths by standing, probes, reports and replacements:
+    ha-node --metrics 127.0.0.1:9501 …    and    curl http://127.0.0.1:9501/metrics";
 
 impl Args {
     /// Where to serve.

@@ -1,7 +1,9 @@
 //! What the cluster agent may ask: proto shapes in and out.
 
-use tonic::{Request, Response, Status};
+use tokio::time::Instant;
+use tonic::{Code, Request, Response, Status};
 
+use super::metrics::Metrics;
 use super::replace::{LivePath, Replacer};
 use crate::proto::common::{ReplyError, ReplyErrorKind, ResourceKind};
 use crate::proto::node::get_nvme_controller_response::Reply;
@@ -13,12 +15,13 @@ use crate::proto::node::{
 /// Serves a replacer.
 pub struct NodeServer {
     replacer: Replacer,
+    metrics: Metrics,
 }
 
 impl NodeServer {
     /// The gRPC service.
-    pub fn service(replacer: Replacer) -> HaNodeRpcServer<Self> {
-        HaNodeRpcServer::new(Self { replacer })
+    pub fn service(replacer: Replacer, metrics: Metrics) -> HaNodeRpcServer<Self> {
+        HaNodeRpcServer::new(Self { replacer, metrics })
     }
 }
 
@@ -30,7 +33,15 @@ impl HaNodeRpc for NodeServer {
         let replacer = self.replacer.clone();
         // On a task of its own: a cluster agent that goes away must not leave two paths, or none.
         let replaced = tokio::spawn(async move { replacer.replace(&target_nqn, &new_path, context).await });
-        match replaced.await {
+        let begun = Instant::now();
+        let replaced = replaced.await;
+        let code = match &replaced {
+            Ok(Ok(_)) => Code::Ok,
+            Ok(Err(error)) => error.code(),
+            Err(_) => Code::Internal,
+        };
+        self.metrics.replaced(code, begun.elapsed());
+        match replaced {
             Ok(Ok(_)) => Ok(Response::new(())),
             Ok(Err(error)) => {
                 let text = chain(&error);

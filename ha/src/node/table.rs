@@ -210,6 +210,11 @@ impl Table {
         lost
     }
 
+    /// How each path stands.
+    pub fn standings(&self) -> impl Iterator<Item = Standing> {
+        self.paths.values().map(|path| path.standing)
+    }
+
     /// Whether every path is live: then nothing is to be done before the kernel says otherwise.
     pub fn is_calm(&self) -> bool {
         self.paths.values().all(|path| path.standing == Standing::Live)

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::kernel_log::KernelLog;
+use super::metrics::Metrics;
 use super::table::{Change, Grace, Seen, Standing, Table};
 
 /// How the kernel is watched.
@@ -73,6 +74,9 @@ pub struct Watcher {
     settled: HashSet<ControllerId>,
     lost: watch::Sender<BTreeSet<String>>,
     probes: JoinSet<(SocketAddr, Outcome)>,
+    metrics: Metrics,
+    /// Paths that were shown last.
+    count: usize,
     changed_at: Option<Instant>,
     full_at: Option<Instant>,
 }
@@ -83,6 +87,7 @@ impl Watcher {
         host: Arc<dyn Nvme>,
         log: Option<KernelLog>,
         settings: WatchSettings,
+        metrics: Metrics,
     ) -> (Self, watch::Receiver<BTreeSet<String>>) {
         let (lost, receiver) = watch::channel(BTreeSet::new());
         let watcher = Self {
@@ -94,6 +99,8 @@ impl Watcher {
             settled: HashSet::new(),
             lost,
             probes: JoinSet::new(),
+            metrics,
+            count: 0,
             changed_at: None,
             full_at: None,
         };
@@ -115,8 +122,10 @@ impl Watcher {
                 () = sleep_until(wake) => {}
                 Some(ended) = self.probes.join_next() => {
                     let (address, outcome) = ended.expect("probes do not panic and are not aborted");
+                    self.metrics.probed(outcome);
                     let changes = self.table.probed(address, outcome, Instant::now());
                     self.note(&changes);
+                    self.metrics.stand(self.table.standings());
                 }
                 word = next_word(&mut self.log) => self.hear(word),
                 () = stop.cancelled() => return,
@@ -153,6 +162,11 @@ impl Watcher {
             .collect();
         let changes = self.table.observe(&seen, now);
         self.note(&changes);
+        // Paths that went are no change of a standing; that they went shows in their number.
+        if !changes.is_empty() || seen.len() != self.count {
+            self.count = seen.len();
+            self.metrics.stand(self.table.standings());
+        }
         Ok(())
     }
 
@@ -161,6 +175,7 @@ impl Watcher {
             Ok(KernelWord { controller, news: News::AttemptFailed }) => {
                 let changes = self.table.attempt_failed(&controller, Instant::now());
                 self.note(&changes);
+                self.metrics.stand(self.table.standings());
             }
             // A reason to look, which comes next anyway.
             Ok(KernelWord { news: News::Other, .. }) => {}
@@ -182,6 +197,7 @@ impl Watcher {
         let lost = self.table.lost();
         self.lost.send_if_modified(|shown| {
             let is_other = *shown != lost;
+            self.metrics.volumes_lost.set(i64::try_from(lost.len()).unwrap_or(i64::MAX));
             *shown = lost;
             is_other
         });
@@ -199,6 +215,7 @@ impl Watcher {
     fn note(&mut self, changes: &[Change]) {
         for Change { id, nqn, address, standing } in changes {
             self.changed_at = Some(Instant::now());
+            self.metrics.changed(*standing);
             let (controller, standing_word) = (&id.name, standing.word());
             match standing {
                 Standing::Suspected { .. } | Standing::Failed(_) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ha::cluster::endpoints::Endpoints;
 use ha::cluster::leader::{TermParts, Terms, lead};
 use ha::cluster::memory::{Act, World};
+use ha::cluster::metrics::Metrics;
 use ha::cluster::record::{NQN_PREFIX, SwitchOver};
 use ha::cluster::step::{Answer, Patience};
 use ha::cluster::switchovers::{Means, Reported, Settings, Switchovers};
@@ -59,6 +60,7 @@ impl Process {
                 agents: Arc::new(world.clone()),
                 endpoints: endpoints.clone(),
                 settings,
+                metrics: Metrics::default(),
             },
         };
         let (sender, terms) = watch::channel(None);

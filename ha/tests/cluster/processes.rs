@@ -25,19 +25,21 @@ const PATIENCE: Duration = Duration::from_secs(90);
 struct Program {
     child: Child,
     address: SocketAddr,
+    metrics: SocketAddr,
 }
 
 impl Program {
     async fn start(etcd: &Etcd, rest: SocketAddr, namespace: &str) -> anyhow::Result<Self> {
-        let address = free_address().await;
+        let (address, metrics) = (free_address().await, free_address().await);
         let child = Command::new(env!("CARGO_BIN_EXE_ha-cluster"))
             .args(["--store", &etcd.endpoint(), "--rest-endpoint", &format!("http://{rest}")])
             .args(["--grpc-server-addr", &address.to_string(), "--namespace", namespace])
             .args(["--store-lease-ttl", "2s", "--fast-requeue", "1s", "--log-level", "warn"])
+            .args(["--metrics", &metrics.to_string()])
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        Ok(Self { child, address })
+        Ok(Self { child, address, metrics })
     }
 
     /// Registers the agent of host `a`; whether this program leads.
@@ -113,6 +115,14 @@ async fn story(etcd: &Etcd, at: Call, is_done: bool) -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let page = reqwest::get(format!("http://{}/metrics", other.metrics)).await?.text().await?;
+    // Whether it had to be taken up or was over already is the dead one's secret.
+    for line in
+        ["ha_cluster_leading 1", "ha_cluster_switchovers_underway 0", "ha_cluster_switchovers_queued 0"]
+    {
+        anyhow::ensure!(page.lines().any(|shown| shown == line), "{line} in\n{page}");
+    }
+    anyhow::ensure!(page.ends_with("# EOF\n"), "{page}");
     let moves = world.acts().iter().filter(|act| matches!(act, Act::Moved { .. })).count();
     anyhow::ensure!(moves == 1, "{at:?} {is_done}: {:?}", world.acts());
     anyhow::ensure!(world.unfenced_twice().is_empty());
@@ -140,9 +150,15 @@ async fn f3_a_program_killed_at_each_of_its_calls_is_followed_by_the_other() -> 
 async fn help_teaches() -> anyhow::Result<()> {
     let output = Command::new(env!("CARGO_BIN_EXE_ha-cluster")).arg("--help").output().await?;
     let text = String::from_utf8(output.stdout)?;
-    for option in
-        ["--grpc-server-addr", "--store", "--rest-endpoint", "--workers", "--fast-requeue", "Examples:"]
-    {
+    for option in [
+        "--grpc-server-addr",
+        "--store",
+        "--rest-endpoint",
+        "--workers",
+        "--fast-requeue",
+        "--metrics",
+        "Examples:",
+    ] {
         assert!(text.contains(option), "{option} in\n{text}");
     }
     Ok(())

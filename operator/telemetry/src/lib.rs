@@ -1,4 +1,4 @@
-//! How every binary of the suite logs and stops: one start-up call, one set of options, one signal.
+//! How every binary of the suite logs, shows its figures and stops: one start-up call, one set of options, one signal.
 //!
 //! ```no_run
 //! # #[derive(clap::Parser)] struct Options { #[command(flatten)] log: telemetry::LogOptions }
@@ -18,6 +18,8 @@
 #![warn(missing_docs)]
 
 mod log;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod shutdown;
 
 pub use log::{Guard, InitError, LogFormat, LogOptions, TelemetryOptions, init};

@@ -44,7 +44,8 @@ pub(super) struct Actor {
     messages: mpsc::Receiver<Message>,
     waiting: HashMap<String, Vec<oneshot::Sender<Answer>>>,
     alarm: Option<Instant>,
-    stage: Option<Stage>,
+    /// The stage that was told last, and since when it lasts.
+    stage: Option<(Stage, Instant)>,
     since: Instant,
 }
 
@@ -231,6 +232,7 @@ impl Actor {
                 async move {
                     let agent = Agent { node: &node, endpoint: &endpoint };
                     let result = shared.means.agents.replace_path(agent, &nqn, &uri).await;
+                    shared.means.metrics.path_answered(&result);
                     if let Err(failure) = &result {
                         warn!(volume.id = %volume, host.node = node, error = %failure, "path not replaced");
                     }
@@ -239,7 +241,7 @@ impl Actor {
                 .boxed()
             }
             Command::DestroyShutdownTargets { registered } => async move {
-                let _permit = shared.workers.acquire().await;
+                let _permit = shared.worker().await;
                 let result = shared.means.volumes.destroy_shutdown_targets(volume, &registered).await;
                 if let Err(failure) = &result {
                     warn!(volume.id = %volume, error = %failure, "old targets not destroyed");
@@ -257,6 +259,7 @@ impl Actor {
     fn retire(mut self) {
         let mut actors = self.shared.lock();
         actors.remove(&self.volume);
+        self.shared.count(&actors);
         self.messages.close();
         while let Ok(message) = self.messages.try_recv() {
             if let Message::Reported { answer, .. } = message
@@ -280,14 +283,27 @@ impl Actor {
     }
 
     fn tell_stage(&mut self) {
-        let record = self.state.record();
-        if self.stage.replace(record.stage) != Some(record.stage) {
-            info!(volume.id = %self.volume, stage = ?record.stage, elapsed_ms = self.elapsed_ms(), "switchover moved on");
+        let stage = self.state.record().stage;
+        if self.stage.is_some_and(|(before, _)| before == stage) {
+            return;
+        }
+        self.leave_stage();
+        self.stage = Some((stage, Instant::now()));
+        info!(volume.id = %self.volume, ?stage, elapsed_ms = self.elapsed_ms(), "switchover moved on");
+    }
+
+    fn leave_stage(&mut self) {
+        if let Some((stage, since)) = self.stage.take() {
+            self.shared.means.metrics.left(stage, since.elapsed());
         }
     }
 
-    fn tell_end(&self, outcome: Outcome) {
+    fn tell_end(&mut self, outcome: Outcome) {
+        self.leave_stage();
         let record = self.state.record();
+        // By the record: another leader may have begun it.
+        let after = Duration::try_from(Timestamp::now().duration_since(record.started)).unwrap_or_default();
+        self.shared.means.metrics.ended(outcome, after);
         let elapsed_ms = self.elapsed_ms();
         match outcome {
             Outcome::Successful | Outcome::Healed => {
@@ -305,7 +321,7 @@ impl Actor {
 }
 
 async fn republish(shared: Arc<Shared>, volume: Uuid, request: Republish) -> Effect {
-    let Ok(_permit) = shared.workers.acquire().await else { return future::pending().await };
+    let _permit = shared.worker().await;
     // The permit may have taken its time.
     if !shared.tenure.holds() {
         shared.deposed.cancel();
