@@ -208,13 +208,17 @@ impl Setup<'_> {
         Ok(buffer.to_vec().into_boxed_slice().try_into().expect("made with this length"))
     }
 
-    /// Who serves the replica; `None` if the target does not know the question.
+    /// Who serves the replica; `None` if the target does not know the question, or answers no I/O now.
     async fn identity(&self) -> Result<Option<Identity>, BlockError> {
         let entry = VendorCommand::Report { first_region: 0 }.encode(NSID);
         let data = Data::Read(IoBuf::zeroed(REPORT_HEADER_BYTES));
         let finished = self.queue.submit(entry, data, self.options.io_timeout).await?;
         let status = finished.completion.status;
         if status::kind(status) == ErrorKind::Unsupported && !status.is_success() {
+            return Ok(None);
+        }
+        // A path that carries no I/O yet, or no more, is a path all the same.
+        if [Status::ANA_INACCESSIBLE, Status::ANA_TRANSITION].contains(&status.code()) {
             return Ok(None);
         }
         if !status.is_success() {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nvme::ana::AnaState;
 use nvme::pdu::Digests;
 use runtime::sim::{NodeId, Sim};
 use runtime::{IoBuf, IoBytes};
@@ -50,6 +51,21 @@ fn a_remote_device_keeps_the_contract_of_a_device() {
             suite::check(&device).await;
         });
     }
+}
+
+/// As a host that waits at a target which stands by.
+#[test]
+fn a_path_that_is_inaccessible_is_connected_and_carries_commands_once_it_is_optimized() {
+    everywhere(async |address| {
+        let target = target(address).await;
+        let standby = Subsystem { ana_state: AnaState::Inaccessible, ..subsystem("r", &FakeReplica::new()) };
+        target.add(standby).expect("new");
+        let device = connect(target.address()).await;
+        assert_eq!(write(&device, 0, 1).await, Err(ErrorKind::PathLost));
+        target.set_ana_state(&nqn("r"), AnaState::Optimized).expect("served");
+        assert_eq!(write(&device, 0, 1).await, Ok(()));
+        assert_eq!(device.state(), RemoteState::Live, "over the same connection");
+    });
 }
 
 /// More than one command's data, at both sides of the limit.
