@@ -4,6 +4,7 @@
 use engine_api::NexusState;
 
 use super::plan::{child_uris, wait_for_members};
+use crate::engines::watchdog::NodeStatus;
 use crate::registry::{SpecStatus, TargetSpec, VolumeSpec};
 use crate::volume::plan::{Notes, ReasonCode, Step};
 use crate::volume::view::{Arrival, Presence, VolumeView};
@@ -16,8 +17,14 @@ pub(crate) fn prepare(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<
         return Some(Step::ReserveNexus { nexus: id });
     };
     match &nexus.presence {
-        Presence::Unknown => {
+        Presence::Unknown if is_away(view, &moving.node) => {
             Some(Step::CancelMove { why: format!("node {} does not answer any more", moving.node) })
+        }
+        // A leader that has just begun has not heard of it yet. A move that waits here for long is taken back.
+        Presence::Unknown => {
+            let text = format!("the new target's node {} has not been heard of yet", moving.node);
+            notes.wait(ReasonCode::NodeNotOnline, text);
+            None
         }
         Presence::Missing => create(view, moving, notes),
         Presence::Here(shown) if matches!(shown.state, NexusState::ShuttingDown | NexusState::Shutdown) => {
@@ -31,8 +38,7 @@ pub(crate) fn prepare(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<
             if nexus.spec.status == SpecStatus::Creating {
                 return Some(Step::ConfirmNexus { nexus: id });
             }
-            let old_serves = view.target_nexus().is_some_and(|nexus| nexus.presence.here().is_some());
-            if view.arrival == Arrival::Awaited && old_serves {
+            if view.arrival == Arrival::Awaited && !is_target_lost(view) {
                 let text = format!("the hosts are waited for at the new target {id} on node {}", moving.node);
                 notes.wait(ReasonCode::WaitingForHosts, text);
                 return None;
@@ -40,6 +46,20 @@ pub(crate) fn prepare(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<
             Some(Step::SwitchTarget)
         }
     }
+}
+
+/// Whether the target is known not to serve any more. One whose node has not been heard of yet may.
+fn is_target_lost(view: &VolumeView) -> bool {
+    let Some(nexus) = view.target_nexus() else { return true };
+    match &nexus.presence {
+        Presence::Here(shown) => matches!(shown.state, NexusState::ShuttingDown | NexusState::Shutdown),
+        Presence::Missing => true,
+        Presence::Unknown => is_away(view, &nexus.spec.node),
+    }
+}
+
+fn is_away(view: &VolumeView, node: &str) -> bool {
+    view.nodes.get(node).is_none_or(|node| node.status == NodeStatus::Offline)
 }
 
 fn create(view: &VolumeView, moving: &TargetSpec, notes: &mut Notes<'_>) -> Option<Step> {

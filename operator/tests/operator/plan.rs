@@ -543,7 +543,11 @@ fn a_move_is_prepared_without_touching_the_old_target_and_switched_when_the_host
     assert_eq!(shared(Presence::Missing).step(), create);
     let refused = shared(Presence::Missing).with(|view| drop(view.barred.insert(create, "no".into())));
     assert_eq!(refused.step(), Step::CancelMove { why: "no".into() });
-    assert!(matches!(shared(Presence::Unknown).step(), Step::CancelMove { .. }));
+    let status = |scene: Scene, status| scene.with(|view| view.nodes.get_mut("b").unwrap().status = status);
+    let unheard = status(shared(Presence::Unknown), NodeStatus::Unknown);
+    assert_eq!(unheard.codes()[0], ReasonCode::NodeNotOnline, "a new leader has not heard of it yet");
+    let dead = status(shared(Presence::Unknown), NodeStatus::Offline);
+    assert!(matches!(dead.step(), Step::CancelMove { .. }));
     let stands_by = |device_uri: Option<&str>| Nexus {
         uuid: nexus,
         state: NexusState::Unknown,
@@ -560,8 +564,14 @@ fn a_move_is_prepared_without_touching_the_old_target_and_switched_when_the_host
     for arrival in [Arrival::Connected, Arrival::GivenUp] {
         assert_eq!(waiting().with(|view| view.arrival = arrival).step(), Step::SwitchTarget);
     }
-    let old_is_gone = waiting().with(|view| view.nexuses[0].presence = Presence::Unknown);
-    assert_eq!(old_is_gone.step(), Step::SwitchTarget, "nobody serves: it is a switchover");
+    let old_is_away = |status| {
+        waiting().with(|view| {
+            view.nexuses[0].presence = Presence::Unknown;
+            view.nodes.get_mut("a").unwrap().status = status;
+        })
+    };
+    assert!(old_is_away(NodeStatus::Unknown).codes().contains(&ReasonCode::WaitingForHosts));
+    assert_eq!(old_is_away(NodeStatus::Offline).step(), Step::SwitchTarget, "it is a switchover");
 
     let switched = waiting().volume(|volume| {
         let new = volume.moving.take().expect("it moves");

@@ -1,6 +1,7 @@
 //! Targets that are replaced and targets that move: the stories of acceptance, on engines in memory.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine_api::sim::When;
@@ -392,6 +393,29 @@ async fn a_move_survives_the_death_of_either_node() {
     assert_eq!(lab.serving().await, vec![("b", new.nexus)]);
     lab.engine("a").start();
     rest(&lab, &operator, "the old node died").await;
+}
+
+/// What the leader before it had heard of hosts is lost with it; the move is not, and goes on when they report again.
+#[tokio::test(start_paused = true)]
+async fn a_move_waits_for_a_new_leader_to_hear_of_its_engines() {
+    let lab = Lab::new(&["a", "b"]);
+    let (operator, old) = published(&lab).await;
+    let new = standby(&lab, &operator).await;
+    drop(operator);
+    let operator = lab.operator_alone(Arc::new(lab.cluster.clone())).await;
+    for node in [None, Some("b")] {
+        if let Some(node) = node {
+            operator.core.engines.registered(lab.engine(node).node_info()).await.unwrap();
+        }
+        operator.core.volumes().reconcile(V).await.unwrap();
+        let volume = operator.volume(V).unwrap();
+        assert_eq!((volume.target, volume.moving), (Some(old.clone()), Some(new.clone())), "{node:?}");
+    }
+    lab.register_all(&operator).await;
+    operator.core.volumes().report_path(V, new.nexus, &host("host")).unwrap();
+    operator.settle("moved").await;
+    assert_eq!(lab.serving().await, vec![("b", new.nexus)]);
+    assert_eq!(operator.core.volumes().move_failed(V), None);
 }
 
 #[tokio::test(start_paused = true)]
