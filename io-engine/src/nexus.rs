@@ -15,13 +15,16 @@
 //! - the record's last healthy child stays; with nobody left to serve, I/O is held, not failed (D13): `recover`;
 //! - an older nexus is shut out of every child before this one begins (F1): `reserve`, `create`;
 //! - reads are answered while every member counts on this nexus (D5): `lease`;
+//! - survivors note what an absent member misses before they go on without it (D2); it is copied that, if it returns
+//!   where it left (D4): `absence`;
 //! - a nexus that was replaced stops before its next acknowledgement (F2): [`Nexus::stopped`].
 //!
 //! A nexus lives on one shard: `Rc` and short borrows, no lock over an await. Futures of host commands never resolve
 //! once the nexus is stopped; whoever serves it closes the host's connections then, and makes up no error.
 //!
-//! Deliberately absent here: maps of what an absent member missed; resize. A returning child is copied whole, but for members that lost power and were there at create.
+//! Deliberately absent here: resize.
 
+pub(crate) mod absence;
 pub mod barrier;
 pub mod child;
 pub mod child_state;
@@ -308,7 +311,7 @@ impl<P: Parts> Nexus<P> {
     /// Opens the volume. When this returns, the record is written, every member has joined the epoch, and I/O may
     /// begin; regions left open by a crash are being copied, stale children rebuilt.
     pub async fn create(spec: NexusSpec, parts: P) -> Result<Self, NexusError> {
-        create::create(spec, parts).await
+        Box::pin(create::create(spec, parts)).await
     }
 
     /// The nexus.

@@ -12,7 +12,7 @@ use crate::nexus::limits;
 use crate::nexus::retire::{self, Change};
 use crate::nexus::state::{NexusEvent, NexusState};
 use crate::nexus::{ChildSpec, Inner, Nexus, StopReason};
-use crate::rebuild::{Extent, RebuildHandle};
+use crate::rebuild::RebuildHandle;
 
 impl<P: Parts> Nexus<P> {
     /// Adds a child and, unless `no_rebuild`, starts to fill it. Returns when the record knows it.
@@ -48,7 +48,7 @@ impl<P: Parts> Nexus<P> {
         if no_rebuild {
             child.apply(ChildEvent::OpenFailed(FaultReason::OutOfSync));
         } else {
-            nexus.start_rebuild(&child, Extent::Whole);
+            nexus.start_rebuild(&child);
         }
         nexus.changed();
         Ok(())
@@ -63,6 +63,7 @@ impl<P: Parts> Nexus<P> {
         retire::change(nexus, Change::Remove(child.replica))
             .await
             .map_err(|refused| NexusError::of_change(refused, uri))?;
+        nexus.forget_everywhere(child.replica).await;
         child.apply(ChildEvent::Left);
         nexus.children.borrow_mut().retain(|other| !Rc::ptr_eq(other, &child));
         nexus.changed();
@@ -100,7 +101,7 @@ impl<P: Parts> Nexus<P> {
             nexus.changed();
             return Err(error);
         }
-        nexus.start_rebuild(&child, Extent::Whole);
+        nexus.start_rebuild(&child);
         nexus.changed();
         Ok(())
     }

@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, ErrorKind, Lba};
-use crate::member::{Member, MemberReport, Reserve};
+use crate::member::{Epoch, Member, MemberReport, Reserve};
+use crate::nexus::absence::Word;
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::lease::Standing;
@@ -106,6 +107,11 @@ pub(crate) struct Child<D> {
     pub(crate) expired: RefCell<Option<Expired<D>>>,
     /// Counter of the epoch it is known to have joined.
     pub(crate) joined: Cell<u64>,
+    /// The membership it is known to be in.
+    pub(crate) at: Cell<Epoch>,
+    /// What it has to note, as a member, before it joins the next epoch. A few for each change that the registrar made
+    /// and did not end.
+    pub(crate) words: RefCell<Vec<Word>>,
     /// Its admission is under way: the record may say at any moment that it is healthy.
     pub(crate) is_being_admitted: Cell<bool>,
     /// A record that calls it healthy was sent to the store, and nobody knows yet whether the store has it.
@@ -138,6 +144,8 @@ impl<D: Device> Child<D> {
             is_suspect: Cell::new(false),
             expired: RefCell::new(None),
             joined: Cell::new(0),
+            at: Cell::default(),
+            words: RefCell::default(),
             is_being_admitted: Cell::new(false),
             may_be_recorded: Cell::new(false),
             is_probed: Cell::new(false),
@@ -206,6 +214,7 @@ impl<D: Device> Child<D> {
         self.incarnation.set(report.map(Incarnation::from));
         if let Some(report) = report {
             self.region_bytes.set(u64::from(report.region_bytes));
+            self.at.set(report.epoch);
         }
         self.set_device(Some(device));
     }

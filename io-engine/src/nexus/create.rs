@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry};
 use crate::member::{Epoch, Member, MemberReport};
+use crate::nexus::absence::{self, Noted};
 use crate::nexus::child::{Child, Device, Parts};
 use crate::nexus::child_state::{ChildEvent, FaultReason};
 use crate::nexus::error::NexusError;
@@ -19,7 +20,6 @@ use crate::nexus::reserve::{self, Taken};
 use crate::nexus::retire::{self, RecordState, Recorded};
 use crate::nexus::state::NexusEvent;
 use crate::nexus::{Inner, Nexus, NexusSpec};
-use crate::rebuild::Extent;
 use crate::record::resolve::{Attempt, FencedBy};
 use crate::record::value::{ChildInfo, EpochNote, Membership, NexusInfo};
 use crate::record::{Loaded, RecordStore, RecordValue, Revision, StoreError};
@@ -51,6 +51,7 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
     refuse_told_to_stop(&loaded)?;
     let mut base = loaded.record.as_ref().map(|(value, revision)| (value.clone(), *revision));
     let mut sequence = 0;
+    let mut left_at = None;
     // Each turn loses a member that answered and then could not join: there are no more turns than children.
     for _ in 0..=spec.children.len() {
         if !unfit.is_empty() {
@@ -84,6 +85,13 @@ pub(super) async fn create<P: Parts>(spec: NexusSpec, parts: P) -> Result<Nexus<
             identity: loaded.identity.clone(),
         };
         let epoch = record.epoch();
+        // Where members are that cannot be reached: where the others were before this create.
+        let left_at = *left_at.get_or_insert_with(|| latest_epoch(&plan, &found));
+        let lost = note_absent(original, &plan, &found, left_at).await;
+        if !lost.is_empty() {
+            unfit.extend(lost);
+            continue;
+        }
         let lost = join_members(spec.volume, epoch, &plan, &found).await?;
         if !lost.is_empty() {
             tracing::warn!(nexus.id = %spec.uuid, ?lost, "members were lost while joining");
@@ -221,19 +229,21 @@ async fn find_children<P: Parts>(
     .await
 }
 
+fn candidates<D: Device>(found: &[Found<D>]) -> Vec<Candidate> {
+    let candidates = found.iter().map(|found| Candidate {
+        replica: found.replica,
+        is_local: found.device.as_ref().is_ok_and(|device| device.is_local()),
+        account: found.account.clone(),
+    });
+    candidates.collect()
+}
+
 fn decide<D: Device>(
     spec: &NexusSpec,
     record: Option<&RecordValue>,
     found: &[Found<D>],
 ) -> Result<Plan, NexusError> {
-    let candidates: Vec<_> = found
-        .iter()
-        .map(|found| Candidate {
-            replica: found.replica,
-            is_local: found.device.as_ref().is_ok_and(|device| device.is_local()),
-            account: found.account.clone(),
-        })
-        .collect();
+    let candidates = candidates(found);
     let situation =
         Situation { volume: spec.volume, record, candidates: &candidates, given_up: &spec.given_up };
     match reconcile::decide(situation) {
@@ -319,6 +329,54 @@ async fn flush_members<D: Device>(plan: &Plan, found: &[Found<D>]) -> Vec<Uuid> 
     flushes.into_iter().flatten().collect()
 }
 
+/// The latest membership that a member of the plan is in.
+fn latest_epoch<D>(plan: &Plan, found: &[Found<D>]) -> Epoch {
+    let members = found.iter().filter(|found| plan.members.contains(&found.replica));
+    let epochs = members.filter_map(|found| found.report.as_ref().map(|report| report.epoch));
+    epochs.max_by_key(|epoch| epoch.counter).unwrap_or_default()
+}
+
+/// The members note who will not be there, before they join; returns those that were lost.
+async fn note_absent<D: Device>(
+    record: Option<&RecordValue>,
+    plan: &Plan,
+    found: &[Found<D>],
+    left_at: Epoch,
+) -> Vec<Uuid> {
+    let members: Vec<_> = (found.iter())
+        .filter(|found| plan.members.contains(&found.replica))
+        .filter_map(|found| Some((found.report.as_ref()?, found.device.as_ref().ok()?)))
+        .collect();
+    let asked = join_all(members.iter().map(|(report, device)| async {
+        let absent = match runtime::timeout(limits::COMMAND_DEADLINE, device.absent()).await {
+            Ok(Ok(absent)) => absent,
+            Ok(Err(error)) if error.kind() == ErrorKind::Unsupported => Vec::new(),
+            Ok(Err(_)) | Err(_) => return Err(report.replica),
+        };
+        Ok(Noted { replica: report.replica, epoch: report.epoch, absent })
+    }))
+    .await;
+    let lost: Vec<Uuid> = asked.iter().filter_map(|asked| asked.as_ref().err().copied()).collect();
+    if !lost.is_empty() {
+        return lost;
+    }
+    let noted: Vec<Noted> = asked.into_iter().flatten().collect();
+    let words = absence::at_create(record, plan, &candidates(found), &noted, left_at);
+    let told = join_all(words.into_iter().map(|(replica, words)| async move {
+        let member = found.iter().find(|found| found.replica == replica)?;
+        let device = member.device.as_ref().ok()?;
+        for word in words {
+            let said = runtime::timeout(limits::COMMAND_DEADLINE, word.say(&**device)).await;
+            if !matches!(said, Ok(Ok(()))) {
+                return Some(replica);
+            }
+        }
+        None
+    }))
+    .await;
+    told.into_iter().flatten().collect()
+}
+
 /// Joins the members to the epoch; returns those that could not.
 async fn join_members<D: Device>(
     volume: Uuid,
@@ -365,6 +423,7 @@ fn assemble<P: Parts>(
                 child.has_lost_power.set(found.report.as_ref().is_some_and(|report| report.lost_power));
                 child.adopt(device, found.report.as_ref());
                 child.joined.set(epoch.counter);
+                child.at.set(epoch);
                 child.apply(ChildEvent::Admitted);
                 return child;
             }
@@ -381,11 +440,9 @@ fn assemble<P: Parts>(
             };
             match found.device {
                 Ok(device) if fits(&device) => {
-                    let missed = plan.missed.iter().find(|(replica, _)| *replica == found.replica);
-                    let extent = missed.map_or(Extent::Whole, |(_, spans)| Extent::on_child(spans));
                     child.set_recorded(proof);
                     child.adopt(device, found.report.as_ref());
-                    returning.push((Rc::clone(&child), extent));
+                    returning.push(Rc::clone(&child));
                 }
                 Ok(_) => child.never_was_member(proof, FaultReason::ConfigInvalid),
                 Err(_) => child.never_was_member(proof, reason),
@@ -396,8 +453,8 @@ fn assemble<P: Parts>(
     let nexus = Inner::new(spec, parts, geometry, record, children);
     nexus.open_regions_found(plan);
     nexus.apply(NexusEvent::Opened);
-    for (child, extent) in returning {
-        nexus.start_rebuild(&child, extent);
+    for child in returning {
+        nexus.start_rebuild(&child);
     }
     tracing::info!(nexus.id = %nexus.uuid, volume.id = %nexus.volume, members = plan.members.len(), "nexus opened");
     Nexus { inner: nexus }

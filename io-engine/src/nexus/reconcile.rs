@@ -94,8 +94,10 @@ pub struct Plan {
     pub source: Uuid,
     /// Open regions of the members, in bytes of the replica. With several members, access waits for the copy.
     pub open: Spans,
-    /// For retired members that can catch up by a part: what to copy onto them.
-    pub missed: Vec<(Uuid, Spans)>,
+    /// Those of the retired that the record proves and that lost power: they lack no more than what is open.
+    pub behind: Vec<Uuid>,
+    /// The record said who claims membership, and the members' epochs agree with it.
+    pub is_by_record: bool,
     /// Counter of the epoch to raise.
     pub epoch_counter: u64,
     /// The lowest counter a member is at now.
@@ -130,7 +132,7 @@ impl Proof {
 }
 
 /// The regions a report calls open, in bytes of the replica.
-fn open_spans(report: &MemberReport) -> Spans {
+pub(crate) fn open_spans(report: &MemberReport) -> Spans {
     let size = u64::from(report.region_bytes);
     spans::merge(report.open_regions.iter().map(|index| index * size..(index + 1) * size))
 }
@@ -237,13 +239,11 @@ pub fn decide(situation: Situation<'_>) -> Decision {
         }
     }
 
-    let mut missed = Vec::new();
+    let mut catching_up = Vec::new();
     let members = if !keepers.is_empty() {
-        let of_keepers = union_of_open(&keepers);
         for candidate in behind {
             retired.push((candidate.replica, FaultReason::LostPower));
-            let own = report_of(candidate).map(open_spans).unwrap_or_default();
-            missed.push((candidate.replica, spans::merge(own.into_iter().chain(of_keepers.clone()))));
+            catching_up.push(candidate.replica);
         }
         keepers
     } else if !missing.is_empty() {
@@ -270,7 +270,8 @@ pub fn decide(situation: Situation<'_>) -> Decision {
         retired,
         source,
         open,
-        missed,
+        behind: catching_up,
+        is_by_record: matches!(proof, Proof::Record { .. }),
         epoch_counter: highest + 1,
         confirmed_counter: lowest.unwrap_or(highest + 1),
     })

@@ -221,6 +221,7 @@ impl<P: Parts> Inner<P> {
     fn retired(self: &Rc<Self>, child: &Rc<Child<P::Device>>, proof: Recorded) {
         child.record(proof);
         child.joined.set(0);
+        child.words.borrow_mut().clear();
         if let Some(device) = child.device() {
             device.disconnect();
         }
@@ -294,7 +295,9 @@ async fn work<P: Parts>(nexus: &Rc<Inner<P>>, mut requests: mpsc::Receiver<Reque
             for child in &admitted {
                 child.may_be_recorded.set(true);
             }
+            let before = nexus.record.borrow().value.clone();
             persist(nexus, value).await;
+            nexus.note_changes(&before, &changes);
             for child in &admitted {
                 child.may_be_recorded.set(false);
             }
@@ -477,7 +480,7 @@ pub(crate) async fn swap<S: RecordStore>(
     }
 }
 
-/// Joins every member that can be reached to the current epoch.
+/// Joins every member that can be reached to the current epoch, after it noted who is not in it (SAFETY D2).
 async fn raise_epoch<P: Parts>(nexus: &Rc<Inner<P>>) {
     let epoch = nexus.record.borrow().epoch();
     let members: Vec<_> = {
@@ -492,8 +495,15 @@ async fn raise_epoch<P: Parts>(nexus: &Rc<Inner<P>>) {
 async fn join_one<P: Parts>(nexus: &Rc<Inner<P>>, child: Rc<Child<P::Device>>, epoch: Epoch) {
     let volume = nexus.volume;
     nexus.wake_ticker();
-    match child.command(move |device| async move { device.join(volume, epoch, false).await }).await {
-        Answer::Done(()) => child.joined.set(epoch.counter),
+    let joined = match nexus.say_words(&child).await {
+        Ok(()) => child.command(move |device| async move { device.join(volume, epoch, false).await }).await,
+        Err(answer) => answer,
+    };
+    match joined {
+        Answer::Done(()) => {
+            child.joined.set(epoch.counter);
+            child.at.set(epoch);
+        }
         Answer::Failed(error) => match error.kind() {
             // Another kind of engine: its place in the record is all there is.
             ErrorKind::Unsupported => child.joined.set(epoch.counter),

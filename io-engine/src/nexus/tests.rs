@@ -1,5 +1,6 @@
 //! Stories on memory children with forced faults, in simulated time.
 
+mod delta;
 mod engines;
 mod fence;
 mod oracle;

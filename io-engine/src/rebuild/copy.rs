@@ -24,7 +24,7 @@ const RUNS_MAX: usize = 1024;
 pub(super) struct TaskFailed(pub(super) String);
 
 impl TaskFailed {
-    fn destination_left() -> Self {
+    pub(super) fn destination_left() -> Self {
         Self("the destination left".into())
     }
 }
@@ -189,7 +189,7 @@ impl<P: Parts> Copier<P> {
         .await
     }
 
-    fn source_now(&self) -> Option<Rc<Child<P::Device>>> {
+    pub(super) fn source_now(&self) -> Option<Rc<Child<P::Device>>> {
         let members = self.nexus.in_sync();
         members.iter().find(|child| child.replica == self.source).or(members.first()).cloned()
     }

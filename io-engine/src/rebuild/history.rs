@@ -40,13 +40,13 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rebuild::job::{Extent, Job};
+    use crate::rebuild::job::Job;
 
     #[test]
     fn history_is_bounded_and_newest_first() {
         let mut history = History::default();
         for number in 0..HISTORY_MAX + 3 {
-            let stats = Job::new(Extent::Whole, 1 << 20, 512).stats();
+            let stats = Job::new(1 << 20, 512).stats();
             history.push(RebuildRecord { child_uri: number.to_string(), source_uri: String::new(), stats });
         }
         let records = history.newest_first();

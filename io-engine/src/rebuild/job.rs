@@ -14,8 +14,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::SystemTime;
 
-use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::spans::{self, Spans};
+use crate::rebuild::extent::{Extent, WholeReason};
 
 /// Bytes copied by one task.
 pub const SEGMENT_BYTES: u64 = 64 << 10;
@@ -25,24 +25,6 @@ pub const TASKS_MAX: usize = 16;
 
 /// The source is asked for its map in windows of this size, so that the answer is fresh and bounded.
 pub const WINDOW_BYTES: u64 = 64 << 20;
-
-/// What a rebuild covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Everything the source holds.
-    Whole,
-    /// These bytes of the nexus.
-    Part(Spans),
-}
-
-impl Extent {
-    /// A part given in bytes of a replica.
-    pub fn on_child(spans: &[Range<u64>]) -> Self {
-        Self::Part(spans::merge(spans.iter().map(|span| {
-            span.start.saturating_sub(DATA_OFFSET_BYTES)..span.end.saturating_sub(DATA_OFFSET_BYTES)
-        })))
-    }
-}
 
 /// How far a rebuild is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,8 +66,8 @@ pub enum Task {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The nexus begins the job.
-    Begin,
+    /// It is known what the job covers.
+    Begin(Extent),
     /// The source holds `data` of `within`; what is left up to `asked_until` is to be asked again.
     Mapped {
         /// What the answer covers.
@@ -106,6 +88,8 @@ pub enum Event {
     Finished,
     /// A task failed for good.
     Failed,
+    /// It could not be found out what the job covers.
+    GivenUp,
     /// An administrator holds the job.
     Pause,
     /// And lets it go on.
@@ -137,8 +121,10 @@ pub struct RebuildStats {
     pub tasks_total: u64,
     /// Tasks that do.
     pub tasks_active: u64,
-    /// Covers a part of the volume only.
+    /// Covers a part of the volume only: what the destination missed.
     pub is_partial: bool,
+    /// Why it covers all of it.
+    pub why_whole: Option<WholeReason>,
     /// When it began.
     pub start_time: Option<SystemTime>,
     /// When it ended.
@@ -149,7 +135,9 @@ pub struct RebuildStats {
 #[derive(Debug)]
 pub struct Job {
     state: JobState,
-    is_partial: bool,
+    len_bytes: u64,
+    /// What it covers: a part, or all of it for a reason; `None` before that is known.
+    covers: Option<Result<(), WholeReason>>,
     /// Not yet mapped, ascending.
     unmapped: VecDeque<Range<u64>>,
     ready: VecDeque<Task>,
@@ -167,18 +155,14 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job over a nexus of `len_bytes`.
-    pub fn new(extent: Extent, len_bytes: u64, block_bytes: u32) -> Self {
-        let whole = 0..len_bytes;
-        let (is_partial, spans) = match extent {
-            Extent::Whole => (false, spans::one(whole)),
-            Extent::Part(spans) => (true, spans::intersect(&spans, &whole)),
-        };
+    /// A job over a nexus of `len_bytes`, all of it until it begins.
+    pub fn new(len_bytes: u64, block_bytes: u32) -> Self {
         Self {
             state: JobState::Init,
-            is_partial,
-            total: spans::len_bytes(&spans),
-            unmapped: spans.into(),
+            len_bytes,
+            covers: None,
+            total: len_bytes,
+            unmapped: VecDeque::new(),
             ready: VecDeque::new(),
             is_mapping: false,
             is_finishing: false,
@@ -226,11 +210,16 @@ impl Job {
     /// Takes a result or a wish.
     pub fn on(&mut self, event: Event) {
         match event {
-            Event::Begin if self.state == JobState::Init => self.state = JobState::Running,
-            Event::Pause if self.state == JobState::Running => self.state = JobState::Paused,
-            Event::Resume if self.state == JobState::Paused => self.state = JobState::Running,
+            Event::Begin(extent) if self.covers.is_none() => self.begin(extent),
+            Event::Pause if matches!(self.state, JobState::Init | JobState::Running) => {
+                self.state = JobState::Paused;
+            }
+            Event::Resume if self.state == JobState::Paused => {
+                self.state = if self.covers.is_some() { JobState::Running } else { JobState::Init };
+            }
             Event::Stop if !self.state.is_final() => self.state = JobState::Stopped,
-            Event::Begin | Event::Pause | Event::Resume | Event::Stop => {}
+            Event::GivenUp if !self.state.is_final() => self.state = JobState::Failed,
+            Event::GivenUp | Event::Begin(_) | Event::Pause | Event::Resume | Event::Stop => {}
             Event::Mapped { within, asked_until, data } => {
                 self.active -= 1;
                 self.is_mapping = false;
@@ -273,9 +262,24 @@ impl Job {
             block_bytes: self.block_bytes,
             tasks_total: TASKS_MAX as u64,
             tasks_active: self.active as u64,
-            is_partial: self.is_partial,
+            is_partial: self.covers == Some(Ok(())),
+            why_whole: self.covers.and_then(Result::err),
             start_time: self.start_time,
             end_time: self.end_time,
+        }
+    }
+
+    fn begin(&mut self, extent: Extent) {
+        let whole = 0..self.len_bytes;
+        let (covers, spans) = match extent {
+            Extent::Whole(reason) => (Err(reason), spans::one(whole)),
+            Extent::Part(spans) => (Ok(()), spans::intersect(&spans, &whole)),
+        };
+        self.covers = Some(covers);
+        self.total = spans::len_bytes(&spans);
+        self.unmapped = spans.into();
+        if self.state == JobState::Init {
+            self.state = JobState::Running;
         }
     }
 
@@ -313,10 +317,11 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const WHOLE: Extent = Extent::Whole(WholeReason::NotNoted);
 
     fn begun(extent: Extent, len: u64) -> Job {
-        let mut job = Job::new(extent, len, 512);
-        job.on(Event::Begin);
+        let mut job = Job::new(len, 512);
+        job.on(Event::Begin(extent));
         job
     }
 
@@ -326,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_job_maps_copies_clears_and_finishes() {
-        let mut job = begun(Extent::Whole, MIB);
+        let mut job = begun(WHOLE, MIB);
         assert_eq!(job.next_task(), Some(Task::Map(0..MIB)));
         assert_eq!(job.next_task(), None, "nothing to do before the map is there");
         job.on(mapped(0..MIB, spans::one(4096..SEGMENT_BYTES + 512)));
@@ -354,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_map_that_is_not_complete_is_asked_again_from_where_it_ended() {
-        let mut job = begun(Extent::Whole, MIB);
+        let mut job = begun(WHOLE, MIB);
         job.next_task();
         job.on(Event::Mapped { within: 0..4096, asked_until: MIB, data: vec![] });
         assert_eq!(job.next_task(), Some(Task::Clear(0..4096)));
@@ -363,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_paused_job_starts_nothing_and_a_stopped_one_ends_when_its_tasks_did() {
-        let mut job = begun(Extent::Whole, MIB);
+        let mut job = begun(WHOLE, MIB);
         job.next_task();
         job.on(Event::Pause);
         job.on(mapped(0..MIB, vec![]));
@@ -385,9 +390,24 @@ mod tests {
     }
 
     #[test]
-    fn a_part_given_on_the_replica_is_moved_to_the_nexus() {
-        let part = Extent::on_child(&[4 * MIB..6 * MIB, 8 * MIB..9 * MIB]);
-        assert_eq!(part, Extent::Part(vec![0..MIB, 3 * MIB..4 * MIB]));
+    fn a_job_that_is_held_before_it_is_known_what_it_covers_begins_when_it_is_resumed() {
+        let mut job = Job::new(MIB, 512);
+        assert_eq!((job.next_task(), job.stats().blocks_total), (None, MIB / 512));
+        job.on(Event::Pause);
+        job.on(Event::Resume);
+        assert_eq!(job.state(), JobState::Init);
+        job.on(Event::Pause);
+        job.on(Event::Begin(Extent::Part(spans::one(0..SEGMENT_BYTES))));
+        assert_eq!(job.next_task(), None);
+        job.on(Event::Resume);
+        assert_eq!(job.next_task(), Some(Task::Map(0..SEGMENT_BYTES)));
+        let stats = job.stats();
+        assert_eq!(
+            (stats.is_partial, stats.why_whole, stats.blocks_total),
+            (true, None, SEGMENT_BYTES / 512)
+        );
+        let whole = begun(WHOLE, MIB).stats();
+        assert_eq!((whole.is_partial, whole.why_whole), (false, Some(WholeReason::NotNoted)));
     }
 
     proptest! {
@@ -401,7 +421,7 @@ mod tests {
         ) {
             let len = blocks * 512;
             let data = spans::merge(data.into_iter().map(|(at, len)| at * 512..(at + len) * 512));
-            let mut job = begun(Extent::Whole, len);
+            let mut job = begun(WHOLE, len);
             let (mut done, mut running) = (Vec::new(), VecDeque::new());
             let mut cuts = cuts.into_iter();
             loop {

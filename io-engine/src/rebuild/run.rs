@@ -18,9 +18,11 @@ use crate::nexus::child::{Child, Device, Parts};
 use crate::nexus::child_state::{ChildEvent, ChildState, FaultReason};
 use crate::nexus::limits;
 use crate::nexus::retire::{self, Change};
+use crate::nexus::spans;
 use crate::rebuild::copy::{Copier, TaskFailed};
+use crate::rebuild::extent::Extent;
 use crate::rebuild::history::RebuildRecord;
-use crate::rebuild::job::{Event, Extent, Job, JobState, RebuildStats, Task};
+use crate::rebuild::job::{Event, Job, JobState, RebuildStats, Task};
 use crate::rebuild::throttle::Throttle;
 
 struct Shared {
@@ -86,14 +88,14 @@ impl Pace {
 
 impl<P: Parts> Inner<P> {
     /// Lets an opened child join the writer set and fills it.
-    pub(crate) fn start_rebuild(self: &Rc<Self>, child: &Rc<Child<P::Device>>, extent: Extent) {
+    pub(crate) fn start_rebuild(self: &Rc<Self>, child: &Rc<Child<P::Device>>) {
         let geometry = self.geometry();
         if !child.apply(ChildEvent::Joined) {
             return;
         }
         child.rebuilds.set(child.rebuilds.get() + 1);
         child.is_being_admitted.set(false);
-        let mut job = Job::new(extent, geometry.len_bytes(), geometry.block_bytes);
+        let mut job = Job::new(geometry.len_bytes(), geometry.block_bytes);
         job.start_time = Some(self.parts.wall_clock());
         let shared = Rc::new(Shared { replica: child.replica, job: RefCell::new(job), asked: Notify::new() });
         let handle = RebuildHandle { shared };
@@ -125,7 +127,7 @@ async fn run<P: Parts>(nexus: Rc<Inner<P>>, child: Rc<Child<P::Device>>, handle:
     // What the members have now, and what is on its way to them, has to be in the map before it is read.
     nexus.barrier.passed().await;
     nexus.all_synced().await;
-    handle.shared.job.borrow_mut().on(Event::Begin);
+    find_extent(&copier, &handle).await;
     let mut tasks: FuturesUnordered<LocalBoxFuture<'_, Event>> = FuturesUnordered::new();
     loop {
         while let Some(task) = handle.next_task() {
@@ -164,6 +166,33 @@ async fn run<P: Parts>(nexus: Rc<Inner<P>>, child: Rc<Child<P::Device>>, handle:
     nexus.rebuilds.borrow_mut().retain(|other| !Rc::ptr_eq(&other.shared, &handle.shared));
     nexus.history.borrow_mut().push(RebuildRecord { child_uri: child.uri.clone(), source_uri, stats });
     nexus.changed();
+}
+
+/// Finds out what is to be copied, unless the job is given up first.
+async fn find_extent<P: Parts>(copier: &Copier<P>, handle: &RebuildHandle) {
+    let mut extent = pin!(copier.extent());
+    let event = loop {
+        match select(extent, pin!(handle.shared.asked.notified())).await {
+            Either::Left((Ok(extent), _)) => break Event::Begin(extent),
+            Either::Left((Err(TaskFailed(why)), _)) => {
+                tracing::warn!(child.uri = %copier.destination.uri, why, "rebuild failed");
+                break Event::GivenUp;
+            }
+            Either::Right(_) if handle.shared.job.borrow().is_over() => return,
+            Either::Right(((), unfinished)) => extent = unfinished,
+        }
+    };
+    match &event {
+        Event::Begin(Extent::Whole(why)) => {
+            tracing::info!(child.uri = %copier.destination.uri, %why, "child copied whole");
+        }
+        Event::Begin(Extent::Part(spans)) => {
+            let bytes = spans::len_bytes(spans);
+            tracing::info!(child.uri = %copier.destination.uri, bytes, "child copied what it missed");
+        }
+        _ => {}
+    }
+    handle.shared.job.borrow_mut().on(event);
 }
 
 impl RebuildHandle {
@@ -242,12 +271,14 @@ async fn join_and_record<P: Parts>(copier: &Copier<P>, counter: Option<u64>) -> 
             // It took part in later times, under a record that is gone: rise above them.
             retire::change(nexus, Change::RaiseAbove(counter)).await.map_err(refused)?;
         }
+        copier.take_over_notes().await?;
         let (volume, epoch) = (nexus.volume, nexus.record.borrow().epoch());
         // Before the record: should this nexus die in between, the replica already knows that it belongs.
         child.joined.set(epoch.counter);
         copier
             .on_destination("join", move |device| async move { device.join(volume, epoch, true).await })
             .await?;
+        child.at.set(epoch);
     }
     retire::change(nexus, Change::Healthy(child.replica)).await.map_err(refused)?;
     Ok(())

@@ -12,6 +12,7 @@ use std::time::Duration;
 use runtime::{IoBuf, IoBytes};
 
 use crate::block::{BlockDevice, ErrorKind, Lba, WriteOptions};
+use crate::rebuild::{JobState, RebuildRecord};
 
 /// Places a host writes to; each belongs to one client.
 pub(super) const PLACES: u64 = 40;
@@ -51,9 +52,49 @@ impl Place {
     }
 }
 
+/// Rebuilds that were completed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rebuilds {
+    /// Of what the destination missed.
+    pub(super) parts: u64,
+    /// Of everything.
+    pub(super) wholes: u64,
+    /// Bytes that were to be copied in parts, and bytes that were.
+    pub(super) missed_bytes: u64,
+    pub(super) copied_bytes: u64,
+}
+
+impl Rebuilds {
+    /// Adds those that a nexus remembers.
+    pub(super) fn add(&mut self, history: &[RebuildRecord]) {
+        for RebuildRecord { stats, .. } in history {
+            if stats.state != JobState::Completed {
+                continue;
+            }
+            assert!(stats.blocks_transferred <= stats.blocks_total, "{stats:?}");
+            if stats.is_partial {
+                self.parts += 1;
+                self.missed_bytes += stats.blocks_total * stats.block_bytes;
+                self.copied_bytes += stats.blocks_transferred * stats.block_bytes;
+            } else {
+                self.wholes += 1;
+            }
+        }
+    }
+
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.parts += other.parts;
+        self.wholes += other.wholes;
+        self.missed_bytes += other.missed_bytes;
+        self.copied_bytes += other.copied_bytes;
+    }
+}
+
 /// What the places may hold.
 #[derive(Default)]
 pub(super) struct Oracle {
+    /// Kept here, where it outlives a nexus.
+    pub(super) rebuilds: RefCell<Rebuilds>,
     places: RefCell<BTreeMap<u64, Place>>,
     next: Cell<u32>,
     writes: Cell<u64>,

@@ -83,6 +83,12 @@ impl Generations {
     }
 }
 
+/// A disk at some time.
+pub(super) struct Backup {
+    disk: MemoryDevice,
+    durable: Durable,
+}
+
 /// A replica and its engine.
 pub(super) struct Replica {
     pub(super) id: Uuid,
@@ -101,6 +107,8 @@ pub(super) struct Replica {
     fence: RefCell<Rc<Fence>>,
     /// Knows nothing of membership.
     pub(super) is_mute: Cell<bool>,
+    /// Bytes per region; the tests' usual ones are as large as the segments of a rebuild.
+    pub(super) region_bytes: Cell<u64>,
     /// Milliseconds a command may take.
     pub(super) latency_ms_max: Cell<u64>,
     /// Writes that reached the disk, in order: first byte and address.
@@ -131,6 +139,7 @@ impl Replica {
             connections: watch::Sender::new(Generations::default()),
             fence: RefCell::new(Rc::new(Fence::new(Reservations::default()))),
             is_mute: Cell::new(false),
+            region_bytes: Cell::new(REGION),
             latency_ms_max: Cell::new(0),
             log: RefCell::default(),
             closes: Cell::new(0),
@@ -144,6 +153,10 @@ impl Replica {
 
     pub(super) fn faults(&self) -> Faults {
         self.disk.borrow().faults()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.reach.get() == Reach::Up
     }
 
     pub(super) fn set_reach(&self, reach: Reach) {
@@ -207,11 +220,43 @@ impl Replica {
 
     /// Regions of the nexus that this replica notes as open.
     pub(super) fn open_regions(&self) -> Vec<u64> {
-        self.durable.borrow().open.iter().map(|region| region - DATA_OFFSET_BYTES / REGION).collect()
+        self.durable
+            .borrow()
+            .open
+            .iter()
+            .map(|region| region - DATA_OFFSET_BYTES / self.region_bytes.get())
+            .collect()
     }
 
     pub(super) fn has_lost_power(&self) -> bool {
         self.durable.borrow().lost_power
+    }
+
+    /// Whom it noted as absent, and where they left.
+    pub(super) fn absent(&self) -> Vec<Absence> {
+        self.durable.borrow().notes.absent()
+    }
+
+    /// Regions of the nexus that it noted as missed by another.
+    pub(super) fn missed_by(&self, other: &Self) -> Vec<u64> {
+        let missed = self.durable.borrow().notes.missed(other.id, 0, usize::MAX);
+        missed.map_or_else(Vec::new, |missed| {
+            missed.regions.iter().map(|region| region - DATA_OFFSET_BYTES / self.region_bytes.get()).collect()
+        })
+    }
+
+    /// The disk with all that is on it, as it is now.
+    pub(super) fn backup(&self) -> Backup {
+        Backup { disk: self.disk.borrow().inner().process_image(), durable: self.durable.borrow().clone() }
+    }
+
+    /// The disk becomes what it was at the backup; its engine starts anew on it.
+    pub(super) fn restore(&self, backup: &Backup) {
+        let disk = backup.disk.process_image();
+        disk.record();
+        *self.disk.borrow_mut() = FaultyDevice::new(disk);
+        *self.durable.borrow_mut() = backup.durable.clone();
+        self.restart_engine();
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -228,12 +273,17 @@ impl Replica {
         self.durable.borrow_mut().allocated.extend(at.start / BLOCK..at.end.div_ceil(BLOCK));
     }
 
+    fn regions(&self, bytes: &Range<u64>) -> Range<u64> {
+        let region = self.region_bytes.get();
+        bytes.start / region..bytes.end.div_ceil(region)
+    }
+
     fn opens(&self, bytes: &Range<u64>) {
         let mut durable = self.durable.borrow_mut();
         if durable.open.is_empty() {
             durable.first_opened_by = *self.engine.borrow();
         }
-        for region in bytes.start / REGION..bytes.end.div_ceil(REGION) {
+        for region in self.regions(bytes) {
             durable.open.insert(region);
             durable.notes.opened(region);
             *self.writes_in_flight.borrow_mut().entry(region).or_default() += 1;
@@ -242,7 +292,7 @@ impl Replica {
 
     fn ends(&self, bytes: &Range<u64>) {
         let mut in_flight = self.writes_in_flight.borrow_mut();
-        for region in bytes.start / REGION..bytes.end.div_ceil(REGION) {
+        for region in self.regions(bytes) {
             if let Some(count) = in_flight.get_mut(&region) {
                 *count = count.saturating_sub(1);
             }
@@ -266,7 +316,7 @@ impl Replica {
             engine_incarnation: *self.engine.borrow(),
             lost_power: durable.lost_power,
             ran_without_break: durable.first_opened_by == *self.engine.borrow(),
-            region_bytes: u32::try_from(REGION).unwrap(),
+            region_bytes: u32::try_from(self.region_bytes.get()).unwrap(),
             open_regions: durable.open.iter().copied().collect(),
         }
     }
@@ -734,6 +784,13 @@ impl World {
 
     pub(super) fn is_healthy(&self, index: usize) -> bool {
         self.record().is_healthy(self.replicas[index].id)
+    }
+
+    /// Asserts that no replica notes another as absent.
+    pub(super) fn assert_nobody_is_missed(&self) {
+        for replica in &self.replicas {
+            assert_eq!(replica.absent(), [], "replica {}", replica.id);
+        }
     }
 
     /// Asserts that these replicas hold the same bytes.
