@@ -62,17 +62,26 @@ impl Core {
         Some(self.state.borrow().replicas.get(&replica)?.missed.get(&member)?.since)
     }
 
-    /// A part of what an absent member misses.
+    /// Whether any absent member misses a region.
+    pub(crate) fn is_missed(&self, replica: Uuid, region: u64) -> bool {
+        let state = self.state.borrow();
+        let mut maps = state.replicas.get(&replica).into_iter().flat_map(|replica| replica.missed.values());
+        maps.any(|missed| missed.regions.get(region))
+    }
+
+    /// A part of what an absent member misses, but for what `is_vain`.
     pub(crate) fn missed(
         &self,
         replica: Uuid,
         member: Uuid,
         first_region: u64,
         regions_max: usize,
+        is_vain: impl Fn(u64) -> bool,
     ) -> Option<Missed> {
         let state = self.state.borrow();
         let missed = state.replicas.get(&replica)?.missed.get(&member)?;
-        let mut regions = missed.regions.runs_from(first_region).flatten();
+        let regions = missed.regions.runs_from(first_region).flatten();
+        let mut regions = regions.filter(|region| !is_vain(*region));
         let listed = regions.by_ref().take(regions_max).collect();
         let has_more = regions.next().is_some();
         Some(Missed { left_at: missed.since, regions: listed, has_more })

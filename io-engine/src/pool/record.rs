@@ -190,6 +190,14 @@ pub enum Change {
         /// The member.
         member: Uuid,
     },
+    /// Closed regions of a replica in which nothing was written since they were opened, and which nobody missed before:
+    /// no absent member misses them.
+    RegionsNotMissed {
+        /// The replica.
+        replica: Uuid,
+        /// Which.
+        regions: Vec<Run>,
+    },
     /// In checkpoints: which blocks of one extent are held, where it is some.
     HeldMap {
         /// The layer.
@@ -246,6 +254,7 @@ mod kind {
     pub(super) const MISSED_PUT: u8 = 13;
     pub(super) const REGIONS_MISSED: u8 = 14;
     pub(super) const MISSED_REMOVED: u8 = 15;
+    pub(super) const REGIONS_NOT_MISSED: u8 = 16;
     pub(super) const HELD_MAP: u8 = 32;
     pub(super) const ZEROED_MAP: u8 = 33;
     pub(super) const REGION_MAP: u8 = 34;
@@ -414,7 +423,9 @@ impl Change {
                 out.u64(blocks.first);
                 out.u64(blocks.count);
             }
-            Self::RegionsOpened { replica, regions } | Self::RegionsClosed { replica, regions } => {
+            Self::RegionsOpened { replica, regions }
+            | Self::RegionsClosed { replica, regions }
+            | Self::RegionsNotMissed { replica, regions } => {
                 out.uuid(*replica);
                 encode_runs(regions, out);
             }
@@ -496,6 +507,9 @@ impl Change {
             kind::REGIONS_CLOSED => {
                 Self::RegionsClosed { replica: from.uuid()?, regions: decode_runs(from)? }
             }
+            kind::REGIONS_NOT_MISSED => {
+                Self::RegionsNotMissed { replica: from.uuid()?, regions: decode_runs(from)? }
+            }
             kind::ATTRIBUTE_PUT => {
                 Self::AttributePut { key: AttributeKey::decode(from)?, value: from.blob()?.to_vec() }
             }
@@ -547,6 +561,7 @@ impl Change {
             Self::BlocksCleared { .. } => kind::BLOCKS_CLEARED,
             Self::RegionsOpened { .. } => kind::REGIONS_OPENED,
             Self::RegionsClosed { .. } => kind::REGIONS_CLOSED,
+            Self::RegionsNotMissed { .. } => kind::REGIONS_NOT_MISSED,
             Self::AttributePut { .. } => kind::ATTRIBUTE_PUT,
             Self::AttributeRemoved(_) => kind::ATTRIBUTE_REMOVED,
             Self::MissedPut { .. } => kind::MISSED_PUT,

@@ -57,7 +57,8 @@ pub(super) struct Replica {
     pub(super) missed: BTreeMap<Uuid, Missed>,
 }
 
-/// What a member missed since it was last there. Every open region is in it, and stays when it is closed.
+/// What a member missed since it was last there. Every open region is in it, and stays when it is closed, unless nothing
+/// was written there.
 #[derive(Clone, Debug)]
 pub(super) struct Missed {
     pub(super) since: Epoch,
@@ -183,6 +184,18 @@ impl State {
                 }
             }
             Change::RegionsClosed { replica, regions } => self.mark_regions(*replica, regions, false)?,
+            Change::RegionsNotMissed { replica, regions } => {
+                let replica = self.replica_mut(*replica)?;
+                let is_open = |run: &Run| {
+                    replica.open.find_in(run.first..run.first.saturating_add(run.count), true).is_some()
+                };
+                if let Some(run) = regions.iter().find(|run| is_open(run)) {
+                    return inconsistent(format!("regions {run:?} are open, and not missed"));
+                }
+                for missed in replica.missed.values_mut() {
+                    set_runs(&mut missed.regions, regions, false)?;
+                }
+            }
             Change::AttributePut { key, value } => {
                 self.attributes.insert(*key, value.clone());
             }

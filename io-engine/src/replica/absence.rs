@@ -2,7 +2,8 @@
 //!
 //! The map says where this replica's own content may differ from that of the absent member, as long as that one is at
 //! the epoch it left at. It begins with the open regions; the tables enter each region that is opened later by the
-//! record that opens it, so that a write costs no more while somebody is absent. Closing takes nothing out.
+//! record that opens it, so that a write costs no more while somebody is absent. Closing takes nothing out but what was
+//! only opened ahead of a writer, never written, and not missed before.
 
 use std::rc::Rc;
 
@@ -76,6 +77,7 @@ impl Shared {
         let _turn = self.row_turn().await?;
         let runs = to_runs(regions);
         self.core.check_missed(self.uuid, member, &runs)?;
+        self.regions.are_missed(&runs);
         let before = self.core.left_at(self.uuid, member);
         let missed = self.core.not_missed_yet(self.uuid, member, runs);
         let changes = changes((self.uuid, member), before, left_at, &missed, more_follow);
@@ -137,7 +139,8 @@ impl Replica {
         regions_max: usize,
     ) -> Result<Option<Missed>, BlockError> {
         let _inside = self.shared.gate.enter()?;
-        let missed = self.shared.core.missed(self.shared.uuid, member, first_region, regions_max);
+        let is_vain = |region: u64| self.shared.regions.is_vain(region);
+        let missed = self.shared.core.missed(self.shared.uuid, member, first_region, regions_max, is_vain);
         Ok(missed.filter(|missed| missed.left_at != UNFINISHED))
     }
 }

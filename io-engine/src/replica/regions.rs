@@ -22,7 +22,8 @@ const REGION_BYTES_MAX: u64 = 1 << 20;
 const REGIONS_WANTED_MAX: u64 = 1 << 16;
 /// What is opened ahead of a write that follows an open region: a sequential writer pays one flush for this much. It is
 /// also what may be copied in vain after a crash. What was never written of it is closed with the region before it: no
-/// nexus knows of it, so none would ask for that, and a volume would come to be open as a whole.
+/// nexus knows of it, so none would ask for that, and a volume would come to be open as a whole. Nobody who is absent
+/// misses that part.
 const AHEAD_BYTES: u64 = 4 << 20;
 /// Runs of regions closed in one record.
 const RUNS_PER_RECORD: usize = 256;
@@ -38,9 +39,19 @@ struct State {
     /// Open, and nothing that a write left there is unknown to other members: opened ahead, and no write into it ended
     /// since.
     ahead: Bitmap,
+    /// Of those ahead, the ones that nobody missed before: what is open enters the map of every absent member, and
+    /// these need not stay there. All that was open before a restart may have been written.
+    vain: Bitmap,
     next_write: u64,
-    /// Regions of the writes in flight, one entry per write.
-    writes: BTreeMap<u64, Range<u64>>,
+    writes: BTreeMap<u64, InFlight>,
+}
+
+/// A write in flight.
+struct InFlight {
+    /// The regions it writes.
+    written: Range<u64>,
+    /// Those that are being opened ahead of it.
+    opening: Range<u64>,
 }
 
 pub(super) struct Regions {
@@ -57,8 +68,9 @@ pub(super) struct OpenRegions {
 impl Drop for OpenRegions {
     fn drop(&mut self) {
         let mut state = self.state.borrow_mut();
-        if let Some(written) = state.writes.remove(&self.write) {
-            state.ahead.set(written, false);
+        if let Some(InFlight { written, .. }) = state.writes.remove(&self.write) {
+            state.ahead.set(written.clone(), false);
+            state.vain.set(written, false);
         }
     }
 }
@@ -72,57 +84,74 @@ impl State {
     }
 
     /// Notes what is being opened ahead; what is open already may have been written.
-    fn note_ahead(&mut self, regions: Range<u64>) {
+    fn note_ahead(&mut self, regions: Range<u64>, is_missed: impl Fn(u64) -> bool) {
         for region in regions {
             if !self.ready.get(region) {
                 self.ahead.set(region..region + 1, true);
+                self.vain.set(region..region + 1, !is_missed(region));
             }
         }
     }
 
     fn is_being_written(&self, region: u64) -> bool {
-        self.writes.values().any(|write| write.contains(&region))
+        self.writes.values().any(|write| write.written.contains(&region))
     }
 
-    /// Takes regions off `rest`, as many as fit a record, and closes those into which no write is in flight.
-    fn close_some(&mut self, rest: &mut &[u64]) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    fn is_being_opened(&self, region: u64) -> bool {
+        self.writes.values().any(|write| write.opening.contains(&region))
+    }
+
+    /// Open, and not written since anybody is absent.
+    fn is_vain(&self, region: u64) -> bool {
+        self.vain.get(region) && !self.is_being_written(region)
+    }
+
+    /// Takes regions off `rest`, as many as fit a record, and closes those into which no write is in flight. Of what is
+    /// closed, the second says what nobody misses because of it.
+    fn close_some(&mut self, rest: &mut &[u64]) -> (Vec<Run>, Vec<Run>) {
+        let (mut runs, mut vain): (Vec<Run>, Vec<Run>) = Default::default();
         while let Some((&region, later)) = rest.split_first() {
             let end = runs.last().map(|run| run.first + run.count);
-            if end != Some(region) && runs.len() == RUNS_PER_RECORD {
+            if end != Some(region) && runs.len() == RUNS_PER_RECORD || vain.len() >= RUNS_PER_RECORD {
                 break;
             }
             *rest = later;
             let is_closed = end.is_some_and(|end| region < end);
-            if is_closed || region >= self.ready.len() {
+            if is_closed || region >= self.ready.len() || self.is_being_written(region) {
                 continue;
             }
-            if self.is_being_written(region) {
-                // Or is being opened ahead of a write; it is that write's, then.
-                self.ahead.set(region..region + 1, self.ready.get(region));
+            if self.is_being_opened(region) {
+                // Ahead of a write: it is closed with that write's regions.
+                self.ahead.set(region..region + 1, true);
                 continue;
             }
             let behind = region + 1..self.ready.len();
-            let ahead =
-                behind.take_while(|next| self.ahead.get(*next) && !self.is_being_written(*next)).count();
-            let closed = region..region + 1 + ahead as u64;
-            self.ready.set(closed.clone(), false);
-            self.ahead.set(closed.clone(), false);
-            let count = closed.end - closed.start;
+            let is_left = |next: &u64| {
+                self.ahead.get(*next) && !self.is_being_written(*next) && !self.is_being_opened(*next)
+            };
+            let count = 1 + behind.take_while(is_left).count() as u64;
+            let closed = region..region + count;
+            let unmissed = self.vain.runs_from(region).take_while(|run| run.start < closed.end);
+            vain.extend(
+                unmissed.map(|run| Run { first: run.start, count: run.end.min(closed.end) - run.start }),
+            );
+            for map in [&mut self.ready, &mut self.ahead, &mut self.vain] {
+                map.set(closed.clone(), false);
+            }
             match runs.last_mut() {
                 Some(run) if end == Some(region) => run.count += count,
                 _ => runs.push(Run { first: region, count }),
             }
         }
-        runs
+        (runs, vain)
     }
 }
 
 impl Regions {
     /// The regions that `open` says are durably open.
     pub(super) fn new(region_bytes: u32, open: Bitmap) -> Self {
-        let ahead = Bitmap::new(open.len());
-        let state = State { ready: open, ahead, next_write: 0, writes: BTreeMap::new() };
+        let (ahead, vain) = (Bitmap::new(open.len()), Bitmap::new(open.len()));
+        let state = State { ready: open, ahead, vain, next_write: 0, writes: BTreeMap::new() };
         Self { region_bytes: u64::from(region_bytes), state: Rc::new(RefCell::new(state)) }
     }
 
@@ -140,11 +169,10 @@ impl Regions {
             state.next_write += 1;
             let is_ready = state.ready.find_in(regions.clone(), false).is_none();
             let opened = (!is_ready).then(|| state.with_ahead(&regions, AHEAD_BYTES / self.region_bytes));
-            if let Some(opened) = &opened {
-                state.note_ahead(regions.end..opened.end);
-            }
+            let opening = regions.end..opened.as_ref().map_or(regions.end, |opened| opened.end);
+            state.note_ahead(opening.clone(), |region| core.is_missed(replica, region));
             // What is being opened must not be closed meanwhile, ahead or not.
-            state.writes.insert(write, opened.clone().unwrap_or_else(|| regions.clone()));
+            state.writes.insert(write, InFlight { written: regions.clone(), opening });
             (OpenRegions { state: Rc::clone(&self.state), write }, opened)
         };
         if let Some(opened) = opened {
@@ -152,9 +180,24 @@ impl Regions {
             core.commit_durable(vec![Change::RegionsOpened { replica, regions: vec![run] }]).await?;
             let mut state = self.state.borrow_mut();
             state.ready.set(opened, true);
-            state.writes.insert(guard.write, regions);
+            state
+                .writes
+                .insert(guard.write, InFlight { opening: regions.end..regions.end, written: regions });
         }
         Ok(guard)
+    }
+
+    /// Someone who is absent misses these whatever was written: they are not taken off its map any more.
+    pub(super) fn are_missed(&self, regions: &[Run]) {
+        let mut state = self.state.borrow_mut();
+        for run in regions {
+            state.vain.set(run.first..run.first + run.count, false);
+        }
+    }
+
+    /// Open, but nothing was written there since anybody is absent.
+    pub(super) fn is_vain(&self, region: u64) -> bool {
+        self.state.borrow().is_vain(region)
     }
 
     /// Closes those of the regions into which no write is in flight, durably, each with what was opened ahead of it and
@@ -164,10 +207,15 @@ impl Regions {
         while !rest.is_empty() {
             // From here to the queue of the journal nothing is awaited: a write that comes later finds the region not
             // ready, and its opening is queued behind this closing.
-            let runs = self.state.borrow_mut().close_some(&mut rest);
-            if !runs.is_empty() {
-                core.commit_durable(vec![Change::RegionsClosed { replica, regions: runs }]).await?;
+            let (runs, vain) = self.state.borrow_mut().close_some(&mut rest);
+            if runs.is_empty() {
+                continue;
             }
+            let mut changes = vec![Change::RegionsClosed { replica, regions: runs }];
+            if !vain.is_empty() && !core.absent(replica).is_empty() {
+                changes.push(Change::RegionsNotMissed { replica, regions: vain });
+            }
+            core.commit_durable(changes).await?;
         }
         Ok(())
     }
