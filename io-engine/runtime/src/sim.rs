@@ -125,6 +125,7 @@ impl SimHandle {
                 address,
                 boot_id,
                 has_power: true,
+                frozen: None,
                 disks: std::collections::BTreeMap::new(),
             });
             NodeId(state.nodes.len() - 1)
@@ -209,6 +210,29 @@ impl SimHandle {
         self.end_process(node, true);
     }
 
+    /// The node's process stands still (SIGSTOP), until [`SimHandle::thaw`]: none of its tasks runs, and its clock runs
+    /// on. Its kernel goes on: connections stay, data for it arrives and waits. A future of `block_on` is not its own.
+    pub fn freeze(&self, node: NodeId) {
+        self.world.with(|state| {
+            state.trace.record(Mark::Node, &[node.0 as u64, 4]);
+            state.nodes[node.0].frozen.get_or_insert_default();
+        });
+    }
+
+    /// Ends a freeze: what it slept through happens to it now.
+    pub fn thaw(&self, node: NodeId) {
+        let waiting = self.world.with(|state| {
+            let waiting = state.nodes[node.0].frozen.take();
+            if waiting.is_some() {
+                state.trace.record(Mark::Node, &[node.0 as u64, 5]);
+            }
+            waiting
+        });
+        for task in waiting.into_iter().flatten() {
+            self.context.executor.schedule(task);
+        }
+    }
+
     /// Nothing that one node sends reaches the other, until [`SimHandle::heal`].
     pub fn partition(&self, a: NodeId, b: NodeId) {
         self.world.with(|state| state.partition(a.0, b.0));
@@ -272,6 +296,8 @@ impl SimHandle {
             }
         });
         self.act_as(node, || self.context.executor.clear(Some(node.0)));
+        // What waited has ended with the rest.
+        self.thaw(node);
     }
 
     /// Does something in the place of a task of the node.
@@ -294,6 +320,15 @@ impl SimHandle {
             let place = self.world.with(|state| state.rng.index(ready));
             let task = executor.take_ready(place).expect("the place is below the number of ready tasks");
             let node = executor.node_of(&task);
+            let Some(task) = self.world.with(|state| match node.map(|node| &mut state.nodes[node].frozen) {
+                Some(Some(waiting)) => {
+                    waiting.push(task);
+                    None
+                }
+                _ => Some(task),
+            }) else {
+                return Step::Ran;
+            };
             self.world.with(|state| {
                 let marks = [node.map_or(u64::MAX, |node| node as u64), state.now.as_nanos()];
                 state.trace.record(Mark::Poll, &marks);

@@ -401,3 +401,42 @@ fn tasks_of_a_killed_node_are_dropped_and_those_of_others_go_on() {
     assert_eq!(Rc::strong_count(&ticks), 2, "the dead task's future is gone");
     assert!(joined.is_finished());
 }
+
+#[test]
+fn a_frozen_process_stands_still_and_goes_on_with_what_came_meanwhile() {
+    let (sim, a, b) = two_nodes(3);
+    sim.spawn(a, serve_echo());
+    let ticks = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&ticks);
+    sim.spawn(a, async move {
+        loop {
+            runtime::sleep(SECOND).await;
+            counted.set(counted.get() + 1);
+        }
+    });
+    let echoed = sim.spawn(b, async {
+        let stream = TcpStream::connect(SocketAddr::new(address(1), 7)).await.unwrap();
+        runtime::sleep(5 * SECOND).await;
+        stream.send(vec![IoBytes::from_slice(&[1; 10])]).await.unwrap();
+        stream.recv(IoBuf::zeroed(10)).await.0.unwrap()
+    });
+    sim.run_for(SECOND * 3 + SECOND / 2);
+    assert_eq!(ticks.get(), 3);
+    sim.freeze(a);
+    sim.run_for(10 * SECOND);
+    assert_eq!(ticks.get(), 3);
+    assert!(!echoed.is_finished());
+    sim.thaw(a);
+    sim.run_for(SECOND * 2);
+    assert!(echoed.is_finished(), "the connection outlived it");
+    assert_eq!(ticks.get(), 3 + 1 + 1, "one second that was over, and one more");
+    // Killed while it is frozen, it starts anew.
+    sim.freeze(a);
+    sim.run_for(2 * SECOND);
+    sim.kill(a);
+    sim.run_for(10 * SECOND);
+    assert_eq!(ticks.get(), 5);
+    assert!(sim.block_on(b, async { TcpStream::connect(SocketAddr::new(address(1), 7)).await.is_err() }));
+    sim.spawn(a, serve_echo());
+    assert!(sim.block_on(b, async { TcpStream::connect(SocketAddr::new(address(1), 7)).await.is_ok() }));
+}

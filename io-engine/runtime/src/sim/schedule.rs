@@ -8,13 +8,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::disk_io::DiskRoom;
 use super::network::Network;
 use super::seed::Rng;
 use crate::clock::Instant;
-use crate::executor::NodeIndex;
+use crate::executor::{Header, NodeIndex};
 
 /// What may be scheduled.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) boot_id: [u8; 16],
     /// False from a power loss until something is started on the node again.
     pub(crate) has_power: bool,
+    /// Its process is stopped, and these tasks of it would run if it was not.
+    pub(crate) frozen: Option<Vec<Arc<Header>>>,
     pub(crate) disks: BTreeMap<PathBuf, usize>,
 }
 
