@@ -21,12 +21,12 @@ use super::at_work::{AtWork, Busy};
 use super::settings::{ContextError, Settings};
 use crate::host::probe::{Outcome, probe};
 use crate::host::text::UriError;
-use crate::host::{Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Target};
+use crate::host::{
+    Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Target, look_interval,
+};
 
 /// How long a target may take to answer a probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
-/// How often the kernel is looked at meanwhile; it sends no event for what is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Connects and disconnects. Clones share what is at work.
 #[derive(Clone)]
@@ -149,10 +149,9 @@ impl Initiator {
     /// Deletes the controllers of a subsystem, only those at `address` where it is given; returns how many there were.
     pub async fn disconnect(&self, nqn: &str, address: Option<SocketAddr>) -> Result<usize, ConnectError> {
         let _at_work = self.begin(nqn)?;
-        let is_meant =
-            |it: &Controller| it.nqn == nqn && address.is_none_or(|address| it.address == Some(address));
-        let ids: Vec<_> =
-            self.host.controllers()?.into_iter().filter(is_meant).map(|controller| controller.id).collect();
+        let is_meant = |it: &Controller| address.is_none_or(|address| it.address == Some(address));
+        let all = self.host.controllers_of(nqn)?;
+        let ids: Vec<_> = all.into_iter().filter(is_meant).map(|controller| controller.id).collect();
         for id in &ids {
             let (host, id) = (self.host.clone(), id.clone());
             blocking(move || host.delete(&id)).await?;
@@ -163,8 +162,7 @@ impl Initiator {
 
     /// The controllers that the kernel shows, of one subsystem where `nqn` names it.
     pub fn list(&self, nqn: Option<&str>) -> Result<Vec<Controller>, HostError> {
-        let all = self.host.controllers()?;
-        Ok(all.into_iter().filter(|it| nqn.is_none_or(|nqn| it.nqn == nqn)).collect())
+        nqn.map_or_else(|| self.host.controllers(), |nqn| self.host.controllers_of(nqn))
     }
 
     /// Sets the I/O time-out of every path of a volume of ours that has the kernel's own: those connected by an
@@ -215,9 +213,10 @@ impl Initiator {
         id: &ControllerId,
         settings: &Settings,
     ) -> Result<Controller, ConnectError> {
-        let deadline = Instant::now() + settings.attach_limit;
+        let begun = Instant::now();
+        let deadline = begun + settings.attach_limit;
         loop {
-            let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
+            let shown = self.shown(target, id)?;
             if let Some(controller) = &shown
                 && controller.state == ControllerState::Live
                 && !controller.paths.is_empty()
@@ -225,8 +224,7 @@ impl Initiator {
                 && self.host.set_io_timeout(id, settings.io_timeout)? >= controller.paths.len()
             {
                 // As it is now, with what was set.
-                let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
-                return Ok(shown.unwrap_or_else(|| controller.clone()));
+                return Ok(self.shown(target, id)?.unwrap_or_else(|| controller.clone()));
             }
             if shown.is_none() || Instant::now() >= deadline {
                 return Err(ConnectError::NotAttached {
@@ -237,13 +235,17 @@ impl Initiator {
                     paths: shown.map_or(0, |it| it.paths.len()),
                 });
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(look_interval(begun.elapsed())).await;
         }
     }
 
+    fn shown(&self, target: &Target, id: &ControllerId) -> Result<Option<Controller>, HostError> {
+        Ok(self.host.controllers_of(&target.nqn)?.into_iter().find(|it| it.id == *id))
+    }
+
     fn find(&self, target: &Target) -> Result<Option<Controller>, HostError> {
-        let is_same = |it: &Controller| it.nqn == target.nqn && it.address == Some(target.address);
-        Ok(self.host.controllers()?.into_iter().find(is_same))
+        let is_same = |it: &Controller| it.address == Some(target.address);
+        Ok(self.host.controllers_of(&target.nqn)?.into_iter().find(is_same))
     }
 
     fn begin(&self, nqn: &str) -> Result<AtWork, ConnectError> {
