@@ -1,4 +1,4 @@
-//! All that we ask of the machine. For now: the kernel's NVMe/TCP initiator.
+//! All that we ask of the machine: the kernel's NVMe/TCP initiator here, file systems and mounts in [`mount`].
 //!
 //! ```text
 //!   Nvme ─┬─ nvme::SysfsNvme    /dev/nvme-fabrics, /sys/class/nvme       text.rs reads, words.rs writes: pure
@@ -19,25 +19,21 @@ pub mod identity;
 pub mod kernel;
 #[cfg(feature = "testing")]
 pub mod memory;
+pub mod mount;
 pub mod nvme;
 pub mod probe;
 #[cfg(feature = "testing")]
 pub mod suite;
+#[cfg(feature = "testing")]
+pub mod target;
 pub mod text;
 #[cfg(feature = "testing")]
 pub mod tree;
 
 pub use error::{HostError, Unfit};
 pub use identity::HostIdentity;
+pub use mount::{FileSystem, Mounts};
 pub use nvme::SysfsNvme;
-
-/// How soon the kernel is looked at again by somebody who has waited so long for a controller of his; no event tells.
-///
-/// What comes at once is seen at once. Many who wait long, as all volumes of an engine do, leave the processor to the
-/// kernel that they wait for.
-pub fn look_interval(waited: Duration) -> Duration {
-    (waited / 8).clamp(Duration::from_millis(5), Duration::from_millis(100))
-}
 
 /// The kernel's NVMe/TCP initiator.
 ///
@@ -53,11 +49,6 @@ pub trait Nvme: Send + Sync + 'static {
 
     /// Every fabrics controller that is there, with its namespaces.
     fn controllers(&self) -> Result<Vec<Controller>, HostError>;
-
-    /// The same, of one subsystem: for whoever waits for one of its controllers, beside many others who do.
-    fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
-        Ok(self.controllers()?.into_iter().filter(|controller| controller.nqn == nqn).collect())
-    }
 
     /// Makes a controller; returns when it is connected. Namespaces come later. [`HostError::Connected`] where the
     /// kernel has one to the same address by the same host.

@@ -7,11 +7,14 @@
 pub mod at_work;
 pub mod client;
 pub mod initiator;
+pub mod plugin;
 pub mod service;
 pub mod settings;
+pub mod volume;
 
 pub use at_work::{AtWork, Busy};
 pub use client::NvmeClient;
 pub use initiator::{Attached, ConnectError, Initiator};
+pub use plugin::NodePlugin;
 pub use service::NvmeService;
 pub use settings::Settings;

@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use csi::host::kernel::Served;
 use csi::host::memory::MemoryNvme;
+use csi::host::target::answering;
 use csi::host::{ControllerState, HostIdentity, Nvme as _, Unfit};
 use csi::node::{Initiator, NvmeClient, NvmeService, Settings};
 use nvme::ana::AnaState;
-use nvme::session::target::{TargetConfig, TargetSession};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Code;
@@ -53,24 +52,6 @@ impl Lab {
     }
 }
 
-/// Answers ICReq, for as long as the test runs.
-async fn target() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 128];
-            stream.read_exact(&mut request).await.unwrap();
-            let mut session = TargetSession::new(TargetConfig::default());
-            let mut input = &request[..];
-            while session.receive(&mut input).is_some() {}
-            stream.write_all(&session.outbox().drain_to_vec(|_| &[])).await.unwrap();
-        }
-    });
-    address
-}
-
 fn served() -> Served {
     Served { uuid: Uuid::from_u128(7), ana: AnaState::Optimized, cntlid: 1 }
 }
@@ -78,7 +59,7 @@ fn served() -> Served {
 #[tokio::test]
 async fn a_connect_sets_the_time_out_of_its_path_and_can_be_repeated() {
     let lab = Lab::new();
-    let address = target().await;
+    let address = answering().await;
     lab.host.kernel().serve(address, NQN, served());
     let reply = lab.connect(address).await.unwrap();
     let controller = reply.controller.unwrap();
@@ -113,7 +94,7 @@ async fn an_absent_target_is_not_asked_for_through_the_kernel() {
 #[tokio::test]
 async fn a_target_that_does_not_serve_the_volume_is_not_found() {
     let lab = Lab::new();
-    let address = target().await;
+    let address = answering().await;
     lab.host.kernel().serve(address, "nqn.2019-05.io.openebs:other", served());
     assert_eq!(lab.connect(address).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(lab.host.controllers().unwrap(), []);
@@ -123,7 +104,7 @@ async fn a_target_that_does_not_serve_the_volume_is_not_found() {
 async fn a_machine_that_cannot_connect_says_what_to_do() {
     let lab = Lab::new();
     lab.host.set_unfit(Some(Unfit::Transport));
-    let status = lab.connect(target().await).await.unwrap_err();
+    let status = lab.connect(answering().await).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("modprobe nvme_tcp"), "{status}");
     let status = lab.client.connect("nvmf://nowhere", HashMap::new(), LIMIT).await.unwrap_err();
@@ -134,7 +115,7 @@ async fn a_machine_that_cannot_connect_says_what_to_do() {
 #[tokio::test]
 async fn a_controller_whose_namespace_never_comes_is_taken_back() {
     let lab = Lab::new();
-    let address = target().await;
+    let address = answering().await;
     lab.host.kernel().serve(address, NQN, served());
     lab.host.kernel().hold_scan(address, true);
     let status = lab.connect(address).await.unwrap_err();
@@ -153,7 +134,7 @@ async fn a_controller_whose_namespace_never_comes_is_taken_back() {
 #[tokio::test]
 async fn one_call_at_a_time_is_at_work_on_a_subsystem() {
     let lab = Lab::new();
-    let address = target().await;
+    let address = answering().await;
     lab.host.kernel().serve(address, NQN, served());
     lab.host.kernel().hold_connects(true);
     let (client, uri) = (lab.client.clone(), format!("nvmf://{address}/{NQN}"));

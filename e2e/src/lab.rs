@@ -7,6 +7,7 @@
 //!
 //! A lab is put together from parts, so that a story starts only what it is about.
 
+pub mod csi_controller;
 pub mod engine;
 pub mod ha_cluster;
 pub mod mirror;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use control_api::Client;
 
+pub use csi_controller::CsiController;
 pub use engine::{EngineNode, Surroundings};
 pub use ha_cluster::HaClusterNode;
 pub use mirror::Mirror;

@@ -1,18 +1,21 @@
-//! The node plugin. For now: connecting this host to targets, for the HA agent beside it.
+//! The node plugin: volumes for kubelet, and connections for the HA agent beside it.
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use csi::host::identity::is_volume;
+use csi::host::mount::linux::LinuxMounts;
 use csi::host::{HostIdentity, Nvme as _, SysfsNvme};
-use csi::node::{Initiator, NvmeService, Settings};
-use tokio::net::UnixListener;
+use csi::identity::IdentityService;
+use csi::node::{Initiator, NodePlugin, NvmeService, Settings};
+use csi::server::listen;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -23,7 +26,7 @@ const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
 /// The CSI node plugin of Mayastor.
 ///
-/// Connects this host's kernel to volumes over NVMe/TCP.
+/// Connects this host's kernel to volumes over NVMe/TCP, makes their file systems and mounts them.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -34,6 +37,9 @@ struct Args {
     /// host's identity to reservations.
     #[arg(long)]
     host_id: Option<Uuid>,
+    /// Unix socket to serve CSI on, for kubelet.
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "/csi/csi.sock")]
+    csi_socket: String,
     /// Unix socket of the NvmeConnect service.
     #[arg(long, default_value = "/var/run/mayastor/nvme.sock")]
     nvme_socket: PathBuf,
@@ -94,28 +100,27 @@ async fn main() -> Result<()> {
     if tended > 0 {
         info!(controllers = tended, "set the I/O time-out that an earlier process did not come to");
     }
-    let listener = listen(&args.nvme_socket)?;
-    tonic::transport::Server::builder()
+    let open = |socket: &Path| {
+        let listener = listen(socket).with_context(|| format!("listen on {}", socket.display()))?;
+        anyhow::Ok(UnixListenerStream::new(listener))
+    };
+    let (for_kubelet, for_agent) =
+        (open(Path::new(args.csi_socket.trim_start_matches("unix://")))?, open(&args.nvme_socket)?);
+    let shutdown = CancellationToken::new();
+    let _ends = shutdown.clone().drop_guard();
+    let plugin = tonic::transport::Server::builder()
+        .add_service(IdentityService::server(Arc::new(|| Box::pin(std::future::ready(true)))))
+        .add_service(NodePlugin::server(args.node_name, initiator.clone(), Arc::new(LinuxMounts)))
+        .serve_with_incoming_shutdown(for_kubelet, shutdown.clone().cancelled_owned());
+    let agent = tonic::transport::Server::builder()
         .add_service(NvmeService::server(initiator))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
-            let signal = signal.await;
-            info!(signal, "shutting down");
-        })
-        .await
-        .context("serve")?;
+        .serve_with_incoming_shutdown(for_agent, shutdown.clone().cancelled_owned());
+    let ended = async {
+        let signal = signal.await;
+        info!(signal, "shutting down");
+        shutdown.cancel();
+        Ok(())
+    };
+    tokio::try_join!(plugin, agent, ended).context("serve")?;
     Ok(())
-}
-
-fn listen(socket: &PathBuf) -> Result<UnixListener> {
-    if let Some(directory) = socket.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    }
-    // One that was killed leaves its socket, on which nobody can listen again.
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove the old {}", socket.display()));
-        }
-        _ => {}
-    }
-    UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))
 }

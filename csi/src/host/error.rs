@@ -34,7 +34,25 @@ pub enum HostError {
         /// What it said.
         answer: String,
     },
-    /// Something of sysfs could not be read.
+    /// A mount could not be changed.
+    #[error("{what} {}", target.display())]
+    Mount {
+        /// What was done.
+        what: &'static str,
+        /// Where.
+        target: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// A program of the file system failed, or is not there.
+    #[error("{program}: {said}")]
+    Tool {
+        /// Which.
+        program: String,
+        /// Its words.
+        said: String,
+    },
+    /// Something of the machine could not be read.
     #[error("read {}", path.display())]
     Read {
         /// What.
@@ -42,7 +60,7 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
-    /// Something of sysfs could not be written.
+    /// Something of the machine could not be written.
     #[error("write {}", path.display())]
     Write {
         /// What.

@@ -188,14 +188,6 @@ impl Nvme for SysfsNvme {
         Ok(self.list()?.into_iter().filter_map(|id| self.controller(id)).collect())
     }
 
-    /// One short read of each controller, and the others of those that are meant.
-    fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
-        let is_meant = |id: &ControllerId| {
-            read(&self.directory(&id.name), "subsysnqn").is_some_and(|found| found == nqn)
-        };
-        Ok(self.list()?.into_iter().filter(is_meant).filter_map(|id| self.controller(id)).collect())
-    }
-
     fn connect(&self, target: &Target, options: &ConnectOptions) -> Result<ControllerId, HostError> {
         self.preflight()?;
         let (nqn, address) = (target.nqn.clone(), target.address);

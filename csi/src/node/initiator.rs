@@ -19,14 +19,15 @@ use tracing::{info, warn};
 
 use super::at_work::{AtWork, Busy};
 use super::settings::{ContextError, Settings};
+use crate::error::chain;
 use crate::host::probe::{Outcome, probe};
 use crate::host::text::UriError;
-use crate::host::{
-    Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Target, look_interval,
-};
+use crate::host::{Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Target};
 
 /// How long a target may take to answer a probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// How often the kernel is looked at meanwhile; it sends no event for what is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Connects and disconnects. Clones share what is at work.
 #[derive(Clone)]
@@ -149,9 +150,10 @@ impl Initiator {
     /// Deletes the controllers of a subsystem, only those at `address` where it is given; returns how many there were.
     pub async fn disconnect(&self, nqn: &str, address: Option<SocketAddr>) -> Result<usize, ConnectError> {
         let _at_work = self.begin(nqn)?;
-        let is_meant = |it: &Controller| address.is_none_or(|address| it.address == Some(address));
-        let all = self.host.controllers_of(nqn)?;
-        let ids: Vec<_> = all.into_iter().filter(is_meant).map(|controller| controller.id).collect();
+        let is_meant =
+            |it: &Controller| it.nqn == nqn && address.is_none_or(|address| it.address == Some(address));
+        let ids: Vec<_> =
+            self.host.controllers()?.into_iter().filter(is_meant).map(|controller| controller.id).collect();
         for id in &ids {
             let (host, id) = (self.host.clone(), id.clone());
             blocking(move || host.delete(&id)).await?;
@@ -162,7 +164,8 @@ impl Initiator {
 
     /// The controllers that the kernel shows, of one subsystem where `nqn` names it.
     pub fn list(&self, nqn: Option<&str>) -> Result<Vec<Controller>, HostError> {
-        nqn.map_or_else(|| self.host.controllers(), |nqn| self.host.controllers_of(nqn))
+        let all = self.host.controllers()?;
+        Ok(all.into_iter().filter(|it| nqn.is_none_or(|nqn| it.nqn == nqn)).collect())
     }
 
     /// Sets the I/O time-out of every path of a volume of ours that has the kernel's own: those connected by an
@@ -213,10 +216,9 @@ impl Initiator {
         id: &ControllerId,
         settings: &Settings,
     ) -> Result<Controller, ConnectError> {
-        let begun = Instant::now();
-        let deadline = begun + settings.attach_limit;
+        let deadline = Instant::now() + settings.attach_limit;
         loop {
-            let shown = self.shown(target, id)?;
+            let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
             if let Some(controller) = &shown
                 && controller.state == ControllerState::Live
                 && !controller.paths.is_empty()
@@ -224,7 +226,8 @@ impl Initiator {
                 && self.host.set_io_timeout(id, settings.io_timeout)? >= controller.paths.len()
             {
                 // As it is now, with what was set.
-                return Ok(self.shown(target, id)?.unwrap_or_else(|| controller.clone()));
+                let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
+                return Ok(shown.unwrap_or_else(|| controller.clone()));
             }
             if shown.is_none() || Instant::now() >= deadline {
                 return Err(ConnectError::NotAttached {
@@ -235,17 +238,13 @@ impl Initiator {
                     paths: shown.map_or(0, |it| it.paths.len()),
                 });
             }
-            sleep(look_interval(begun.elapsed())).await;
+            sleep(LOOK_INTERVAL).await;
         }
     }
 
-    fn shown(&self, target: &Target, id: &ControllerId) -> Result<Option<Controller>, HostError> {
-        Ok(self.host.controllers_of(&target.nqn)?.into_iter().find(|it| it.id == *id))
-    }
-
     fn find(&self, target: &Target) -> Result<Option<Controller>, HostError> {
-        let is_same = |it: &Controller| it.address == Some(target.address);
-        Ok(self.host.controllers_of(&target.nqn)?.into_iter().find(is_same))
+        let is_same = |it: &Controller| it.nqn == target.nqn && it.address == Some(target.address);
+        Ok(self.host.controllers()?.into_iter().find(is_same))
     }
 
     fn begin(&self, nqn: &str) -> Result<AtWork, ConnectError> {
@@ -268,16 +267,4 @@ fn is_refusal(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::ConnectionReset
     ) || error.raw_os_error() == Some(INPUT_OUTPUT)
-}
-
-/// An error with its causes, once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use tonic::{Code, Request, Response, Status};
 
-use super::initiator::{Attached, ConnectError, Initiator, chain};
+use super::initiator::{Attached, ConnectError, Initiator};
+use crate::error::chain;
 use crate::host::text::ana_name;
 use crate::host::{Controller, HostError};
 use crate::proto;
@@ -72,7 +73,8 @@ async fn own_task<T: Send + 'static>(
     ended.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| status(&error))
 }
 
-fn status(error: &ConnectError) -> Status {
+/// What an error of connecting means to a caller.
+pub(super) fn status(error: &ConnectError) -> Status {
     Status::new(code(error), chain(error))
 }
 

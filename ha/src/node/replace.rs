@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use csi::host::text::UriError;
-use csi::host::{Controller, ControllerId, ControllerState, HostError, Nvme, Target, look_interval};
+use csi::host::{Controller, ControllerId, ControllerState, HostError, Nvme, Target};
 use csi::node::{AtWork, Busy, NvmeClient};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
@@ -28,6 +28,8 @@ use super::usable::{NotYet, judge};
 const CONNECT_LIMIT: Duration = Duration::from_secs(12);
 /// How long an old path may take to be on its way out.
 const RETIRE_LIMIT: Duration = Duration::from_secs(10);
+/// How often the kernel is looked at; it sends no event for what is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Replaces paths. Clones share what is at work.
 #[derive(Clone)]
@@ -195,14 +197,13 @@ impl Replacer {
     }
 
     async fn wait_usable(&self, target: &Target, call: &Call) -> Result<Result<(), NotYet>, HostError> {
-        let begun = Instant::now();
-        let deadline = begun + self.usable_limit;
+        let deadline = Instant::now() + self.usable_limit;
         loop {
-            let verdict = judge(&self.controllers(&target.nqn)?, &target.nqn, target.address);
+            let verdict = judge(&self.host.controllers()?, &target.nqn, target.address);
             if verdict.is_ok() || call.is_overruled() || Instant::now() >= deadline {
                 return Ok(verdict);
             }
-            sleep(look_interval(begun.elapsed())).await;
+            sleep(LOOK_INTERVAL).await;
         }
     }
 
@@ -223,12 +224,11 @@ impl Replacer {
             .filter(|it| it.address != Some(*address))
             .map(|it| it.id)
             .collect();
-        let begun = Instant::now();
-        let deadline = begun + RETIRE_LIMIT;
+        let deadline = Instant::now() + RETIRE_LIMIT;
         let mut resets: HashMap<&ControllerId, Instant> = HashMap::new();
         let mut deleted = HashSet::new();
         loop {
-            let shown = self.controllers(nqn)?;
+            let shown = self.host.controllers()?;
             let mut stuck = None;
             for id in &old {
                 let state = shown.iter().find(|it| it.id == *id).map(|it| it.state);
@@ -253,7 +253,7 @@ impl Replacer {
             if Instant::now() >= deadline {
                 return Err(ReplaceError::Stuck { nqn: nqn.clone(), state: state.name() });
             }
-            sleep(look_interval(begun.elapsed())).await;
+            sleep(LOOK_INTERVAL).await;
         }
     }
 
@@ -273,7 +273,7 @@ impl Replacer {
     }
 
     fn controllers(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
-        self.host.controllers_of(nqn)
+        Ok(self.host.controllers()?.into_iter().filter(|it| it.nqn == nqn).collect())
     }
 
     fn call(&self, nqn: &str, uri: &str) -> Call {
@@ -286,7 +286,6 @@ impl Replacer {
 
     /// Waits until no older call is at work. One that waits is the newest, or gives way.
     async fn turn(&self, call: &Call) -> Result<AtWork, ReplaceError> {
-        let begun = Instant::now();
         loop {
             if let Some(at_work) = self.busy.begin(&call.nqn) {
                 return Ok(at_work);
@@ -294,7 +293,7 @@ impl Replacer {
             if !call.is_newest() {
                 return Err(ReplaceError::Outdated { nqn: call.nqn.clone() });
             }
-            sleep(look_interval(begun.elapsed())).await;
+            sleep(LOOK_INTERVAL).await;
         }
     }
 }

@@ -54,9 +54,6 @@ impl Default for WatchSettings {
     }
 }
 
-/// For each moment that a look takes, so many are left to others.
-const REST: u32 = 4;
-
 /// What does not change about a controller.
 #[derive(Clone, Debug)]
 struct Known {
@@ -120,27 +117,18 @@ impl Watcher {
             }
             self.probe_due(now);
             self.publish();
-            // With many paths in trouble a look takes long and there is much to hear: that is looked at together then,
-            // and most of the time is left to those who mend it.
-            let rested = now + now.elapsed() * (1 + REST);
-            let wake = self.wake(now).max(rested);
-            loop {
-                tokio::select! {
-                    () = sleep_until(wake) => {}
-                    Some(ended) = self.probes.join_next() => {
-                        let (address, outcome) = ended.expect("probes do not panic and are not aborted");
-                        self.metrics.probed(outcome);
-                        let changes = self.table.probed(address, outcome, Instant::now());
-                        self.note(&changes);
-                        self.metrics.stand(self.table.standings());
-                        self.publish();
-                    }
-                    word = next_word(&mut self.log) => self.hear(word),
-                    () = stop.cancelled() => return,
+            let wake = self.wake(now);
+            tokio::select! {
+                () = sleep_until(wake) => {}
+                Some(ended) = self.probes.join_next() => {
+                    let (address, outcome) = ended.expect("probes do not panic and are not aborted");
+                    self.metrics.probed(outcome);
+                    let changes = self.table.probed(address, outcome, Instant::now());
+                    self.note(&changes);
+                    self.metrics.stand(self.table.standings());
                 }
-                if Instant::now() >= rested {
-                    break;
-                }
+                word = next_word(&mut self.log) => self.hear(word),
+                () = stop.cancelled() => return,
             }
         }
     }

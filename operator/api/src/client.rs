@@ -126,6 +126,11 @@ impl Client {
         self.get("/volumes").await
     }
 
+    /// A page of the volumes: at most `max_entries` (0: all), from where [`Volumes::next_token`] of the page before says.
+    pub async fn volumes_page(&self, max_entries: u64, starting_token: u64) -> Answer<Volumes> {
+        self.get(&format!("/volumes?max_entries={max_entries}&starting_token={starting_token}")).await
+    }
+
     /// One volume.
     pub async fn volume(&self, id: Uuid) -> Answer<Volume> {
         self.get(&format!("/volumes/{id}")).await

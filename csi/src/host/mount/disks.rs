@@ -1,0 +1,231 @@
+//! Disks and mounts in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{FileSystem, Mount, Mounts, Options, Usage};
+use crate::host::HostError;
+
+/// What a test reads and moves of a machine's disks. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryMounts {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    disks: BTreeMap<PathBuf, Disk>,
+    mounts: Vec<Mount>,
+    /// Folders and files that calls made for mounts.
+    made: BTreeSet<PathBuf>,
+    /// The call that fails next: how many more succeed before it.
+    fails_after: Option<usize>,
+    calls: usize,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// Its size.
+    pub len_bytes: u64,
+    /// What is on it.
+    pub holds: Option<String>,
+    /// The size of the file system on it.
+    pub file_system_bytes: u64,
+    /// How often a file system was made on it.
+    pub times_made: usize,
+}
+
+impl MemoryMounts {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// A disk appears.
+    pub fn add_disk(&self, device: &str, len_bytes: u64) {
+        self.lock().disks.insert(device.into(), Disk { len_bytes, ..Disk::default() });
+    }
+
+    /// A disk as it is now.
+    pub fn disk(&self, device: &str) -> Option<Disk> {
+        self.lock().disks.get(Path::new(device)).cloned()
+    }
+
+    /// A disk is changed.
+    pub fn change_disk(&self, device: &str, change: impl FnOnce(&mut Disk)) {
+        if let Some(disk) = self.lock().disks.get_mut(Path::new(device)) {
+            change(disk);
+        }
+    }
+
+    /// The call that changes something after `successes` more of them fails, once.
+    pub fn fail_after(&self, successes: usize) {
+        self.lock().fails_after = Some(successes);
+    }
+
+    /// How many calls changed something so far.
+    pub fn calls(&self) -> usize {
+        self.lock().calls
+    }
+
+    /// What calls made for mounts and nobody removed.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        self.lock().made.iter().cloned().collect()
+    }
+}
+
+impl State {
+    fn begin(&mut self, what: &'static str, target: &Path) -> Result<(), HostError> {
+        if let Some(left) = self.fails_after {
+            self.fails_after = left.checked_sub(1);
+            if left == 0 {
+                let source = io::Error::other("made to fail");
+                return Err(HostError::Mount { what, target: target.to_owned(), source });
+            }
+        }
+        self.calls += 1;
+        Ok(())
+    }
+
+    fn refuse(what: &'static str, target: &Path, kind: io::ErrorKind) -> HostError {
+        HostError::Mount { what, target: target.to_owned(), source: kind.into() }
+    }
+
+    fn at(&self, target: &Path) -> Option<&Mount> {
+        self.mounts.iter().rev().find(|mount| mount.target == target)
+    }
+}
+
+fn number(device: &Path) -> String {
+    // Each path has a number of its own.
+    let sum = device
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(7_u32, |sum, byte| sum.wrapping_mul(31) ^ u32::from(*byte));
+    format!("259:{}", sum % 1_000_000)
+}
+
+impl Mounts for MemoryMounts {
+    fn mounts(&self) -> Result<Vec<Mount>, HostError> {
+        Ok(self.lock().mounts.clone())
+    }
+
+    fn mount(
+        &self,
+        device: &Path,
+        target: &Path,
+        kind: FileSystem,
+        options: &Options,
+    ) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("mount", target)?;
+        let holds = state.disks.get(device).map(|disk| disk.holds.clone());
+        match holds {
+            None => return Err(State::refuse("mount", target, io::ErrorKind::NotFound)),
+            Some(found) if found.as_deref() != Some(kind.name()) => {
+                return Err(State::refuse("mount", target, io::ErrorKind::InvalidInput));
+            }
+            Some(_) => {}
+        }
+        state.made.insert(target.to_owned());
+        state.mounts.push(Mount {
+            target: target.to_owned(),
+            device: number(device),
+            source: device.display().to_string(),
+            root: "/".into(),
+            kind: kind.name().to_owned(),
+            is_read_only: options.is_read_only,
+        });
+        Ok(())
+    }
+
+    fn bind(&self, source: &Path, target: &Path, options: &Options) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("bind", target)?;
+        let shown = match state.at(source).cloned() {
+            Some(mount) => mount,
+            None if state.disks.contains_key(source) => Mount {
+                target: PathBuf::new(),
+                device: "0:6".to_owned(),
+                source: "udev".to_owned(),
+                root: Path::new("/").join(source.strip_prefix("/dev").unwrap_or(source)),
+                kind: "devtmpfs".to_owned(),
+                is_read_only: false,
+            },
+            None => return Err(State::refuse("bind", target, io::ErrorKind::NotFound)),
+        };
+        state.made.insert(target.to_owned());
+        state.mounts.push(Mount { target: target.to_owned(), is_read_only: options.is_read_only, ..shown });
+        Ok(())
+    }
+
+    fn unmount(&self, target: &Path) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("unmount", target)?;
+        if let Some(at) = state.mounts.iter().rposition(|mount| mount.target == target) {
+            state.mounts.remove(at);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, target: &Path) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("remove", target)?;
+        if state.at(target).is_some() {
+            return Err(State::refuse("remove", target, io::ErrorKind::ResourceBusy));
+        }
+        state.made.remove(target);
+        Ok(())
+    }
+
+    fn holds(&self, device: &Path) -> Result<Option<String>, HostError> {
+        let missing = || HostError::Read { path: device.to_owned(), source: io::ErrorKind::NotFound.into() };
+        self.lock().disks.get(device).map(|disk| disk.holds.clone()).ok_or_else(missing)
+    }
+
+    fn make(&self, device: &Path, kind: FileSystem) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("make a file system", device)?;
+        let Some(disk) = state.disks.get_mut(device) else {
+            return Err(State::refuse("make a file system", device, io::ErrorKind::NotFound));
+        };
+        disk.holds = Some(kind.name().to_owned());
+        disk.file_system_bytes = disk.len_bytes;
+        disk.times_made += 1;
+        Ok(())
+    }
+
+    fn grow(&self, device: &Path, mounted_at: &Path, _: FileSystem) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("grow", mounted_at)?;
+        if state.at(mounted_at).is_none() {
+            return Err(State::refuse("grow", mounted_at, io::ErrorKind::NotFound));
+        }
+        if let Some(disk) = state.disks.get_mut(device) {
+            disk.file_system_bytes = disk.len_bytes;
+        }
+        Ok(())
+    }
+
+    fn usage(&self, path: &Path) -> Result<Usage, HostError> {
+        let state = self.lock();
+        let disk = state.at(path).and_then(|mount| state.disks.get(Path::new(&mount.source)));
+        let missing = || HostError::Read { path: path.to_owned(), source: io::ErrorKind::NotFound.into() };
+        let bytes = disk.ok_or_else(missing)?.file_system_bytes;
+        let (bytes_used, inodes) = (bytes / 4, bytes >> 14);
+        Ok(Usage { bytes, bytes_free: bytes - bytes_used, bytes_used, inodes, inodes_free: inodes - 11 })
+    }
+
+    fn len_bytes(&self, device: &Path) -> Result<u64, HostError> {
+        let missing = || HostError::Read { path: device.to_owned(), source: io::ErrorKind::NotFound.into() };
+        self.lock().disks.get(device).map(|disk| disk.len_bytes).ok_or_else(missing)
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        let state = self.lock();
+        state.disks.contains_key(path) || state.made.contains(path) || state.at(path).is_some()
+    }
+}

@@ -1,0 +1,331 @@
+//! StorageClass parameters: text in, one typed struct out. What is not known is refused by name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use control_api::{LabelledTopology, NodeTopology, PoolTopology, Topology};
+
+use crate::host::FileSystem;
+
+/// The prefix of what the provisioner adds: the names of claim and volume.
+const ADDED_BY_PROVISIONER: &str = "csi.storage.k8s.io/";
+
+/// What a StorageClass asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// `repl`: replicas of a volume.
+    pub replicas: u8,
+    /// `thin`: replicas take space at first write.
+    pub thin: bool,
+    /// `fsType`: file system for volumes whose claim names none.
+    pub fs_type: Option<FileSystem>,
+    /// What the node connects with.
+    pub connect: ConnectParams,
+    /// Where replicas may be.
+    pub topology: Topology,
+    /// `csi.storage.k8s.io/pvc/namespace` and `name`: the claim, where the provisioner tells.
+    pub claim: Option<(String, String)>,
+}
+
+/// What the node connects with, where it is not the node's own setting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectParams {
+    /// `ioTimeout` (seconds) or `nvmeIoTimeout` (`30s`, `2m`, `500ms`).
+    pub io_timeout: Option<Duration>,
+    /// `nvmeCtrlLossTmo`, seconds.
+    pub ctrl_loss_tmo: Option<u32>,
+    /// `nvmeKeepAliveTmo`, seconds.
+    pub keep_alive_tmo: Option<u32>,
+    /// `nvmeNrIoQueues`.
+    pub nr_io_queues: Option<u32>,
+}
+
+/// A parameter that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParamError {
+    /// Nobody knows it.
+    #[error("StorageClass parameter {name} is not known; known are {known}", known = KNOWN.join(", "))]
+    Unknown {
+        /// Its name.
+        name: String,
+    },
+    /// It says what cannot be.
+    #[error("StorageClass parameter {name}: {value:?} is not {wanted}")]
+    Bad {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it has to be.
+        wanted: &'static str,
+    },
+    /// Two that exclude each other.
+    #[error("StorageClass parameters {0} and {1} exclude each other: give one of them")]
+    Both(&'static str, &'static str),
+}
+
+const KNOWN: [&str; 19] = [
+    "protocol",
+    "repl",
+    "thin",
+    "fsType",
+    "ioTimeout",
+    "nvmeIoTimeout",
+    "nvmeNrIoQueues",
+    "nvmeCtrlLossTmo",
+    "nvmeKeepAliveTmo",
+    "stsAffinityGroup",
+    "cloneFsIdAsVolumeId",
+    "maxSnapshots",
+    "poolAffinityTopologyLabel",
+    "poolHasTopologyKey",
+    "poolAffinityTopologyKey",
+    "nodeAffinityTopologyLabel",
+    "nodeHasTopologyKey",
+    "nodeAffinityTopologyKey",
+    "nodeSpreadTopologyKey",
+];
+
+impl Params {
+    /// Reads the parameters of a StorageClass.
+    pub fn parse(given: &HashMap<String, String>) -> Result<Self, ParamError> {
+        for name in given.keys() {
+            if !KNOWN.contains(&name.as_str()) && !name.starts_with(ADDED_BY_PROVISIONER) {
+                return Err(ParamError::Unknown { name: name.clone() });
+            }
+        }
+        let get = |name: &'static str| given.get(name).map(|value| (name, value.trim()));
+        if let Some((name, value)) = get("protocol").filter(|(_, value)| *value != "nvmf") {
+            return bad(name, value, "nvmf, the only protocol");
+        }
+        // Without groups of volumes, a class that asks for them would get what it did not ask for.
+        if let Some((name, value)) = get("stsAffinityGroup").filter(|(_, value)| *value != "false") {
+            return bad(name, value, "false: affinity groups are not offered in this version");
+        }
+        // Of what these two ask for nothing is to be done before there are snapshots.
+        get("cloneFsIdAsVolumeId").map(boolean).transpose()?;
+        get("maxSnapshots").map(number).transpose()?;
+        let fs_type = get("fsType")
+            .map(|(name, value)| value.parse().or_else(|_| bad(name, value, "one of ext4, xfs, btrfs")))
+            .transpose()?;
+        let claim = |what: &str| given.get(&format!("{ADDED_BY_PROVISIONER}pvc/{what}")).cloned();
+        Ok(Self {
+            replicas: get("repl").map(replicas).transpose()?.unwrap_or(1),
+            thin: get("thin").map(boolean).transpose()?.unwrap_or(false),
+            fs_type,
+            connect: ConnectParams::parse(given)?,
+            topology: topology(given)?,
+            claim: claim("namespace").zip(claim("name")),
+        })
+    }
+}
+
+impl ConnectParams {
+    /// Reads what concerns the connection, from a StorageClass or from the context made of one.
+    pub fn parse(given: &HashMap<String, String>) -> Result<Self, ParamError> {
+        let get = |name: &'static str| given.get(name).map(|value| (name, value.trim()));
+        let io_timeout = match (get("ioTimeout"), get("nvmeIoTimeout")) {
+            (Some(_), Some(_)) => return Err(ParamError::Both("ioTimeout", "nvmeIoTimeout")),
+            (Some(seconds), None) => Some(Duration::from_secs(number(seconds)?.into())),
+            (None, Some(text)) => Some(duration(text)?),
+            (None, None) => None,
+        };
+        Ok(Self {
+            io_timeout,
+            ctrl_loss_tmo: get("nvmeCtrlLossTmo").map(number).transpose()?,
+            keep_alive_tmo: get("nvmeKeepAliveTmo").map(number).transpose()?,
+            nr_io_queues: get("nvmeNrIoQueues").map(number).transpose()?,
+        })
+    }
+
+    /// The same as a publish context, which [`crate::node::Settings::with_context`] reads. Times are whole seconds.
+    pub fn context(&self) -> HashMap<String, String> {
+        let seconds = |time: Duration| u64::from(time.subsec_nanos() > 0) + time.as_secs();
+        let pairs = [
+            ("ioTimeout", self.io_timeout.map(seconds)),
+            ("nvmeCtrlLossTmo", self.ctrl_loss_tmo.map(u64::from)),
+            ("nvmeKeepAliveTmo", self.keep_alive_tmo.map(u64::from)),
+            ("nvmeNrIoQueues", self.nr_io_queues.map(u64::from)),
+        ];
+        let given = pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_string())));
+        given.collect()
+    }
+}
+
+type Named<'a> = (&'static str, &'a str);
+
+fn bad<T>(name: &'static str, value: &str, wanted: &'static str) -> Result<T, ParamError> {
+    Err(ParamError::Bad { name, value: value.to_owned(), wanted })
+}
+
+fn number((name, value): Named<'_>) -> Result<u32, ParamError> {
+    value.parse().or_else(|_| bad(name, value, "a whole number"))
+}
+
+/// `repl`, wherever it is given.
+pub(crate) fn replicas((name, value): Named<'_>) -> Result<u8, ParamError> {
+    match value.parse() {
+        Ok(count) if count >= 1 => Ok(count),
+        _ => bad(name, value, "a number of replicas, at least 1"),
+    }
+}
+
+fn boolean((name, value): Named<'_>) -> Result<bool, ParamError> {
+    value.parse().or_else(|_| bad(name, value, "true or false"))
+}
+
+fn duration((name, value): Named<'_>) -> Result<Duration, ParamError> {
+    const WANTED: &str = "a time such as 500ms, 30s or 2m";
+    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let (count, unit) = value.split_at(digits);
+    let Ok(count) = count.parse::<u32>() else { return bad(name, value, WANTED) };
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(count.into())),
+        "" | "s" => Ok(Duration::from_secs(count.into())),
+        "m" | "min" => Ok(Duration::from_secs(u64::from(count) * 60)),
+        _ => bad(name, value, WANTED),
+    }
+}
+
+/// `key: value`, a line each.
+fn labels((name, value): Named<'_>) -> Result<BTreeMap<String, String>, ParamError> {
+    let lines = value.lines().map(str::trim).filter(|line| !line.is_empty());
+    let found: Option<BTreeMap<_, _>> = lines
+        .map(|line| {
+            let (key, value) = line.split_once(':')?;
+            let (key, value) = (key.trim(), value.trim());
+            (!key.is_empty() && !value.is_empty()).then(|| (key.to_owned(), value.to_owned()))
+        })
+        .collect();
+    match found {
+        Some(found) if !found.is_empty() => Ok(found),
+        _ => bad(name, value, "lines of `key: value`"),
+    }
+}
+
+/// Keys, a line each.
+fn keys((name, value): Named<'_>) -> Result<Vec<String>, ParamError> {
+    let lines = value.lines().map(str::trim).filter(|line| !line.is_empty());
+    let found: Vec<String> = lines.map(str::to_owned).collect();
+    if found.is_empty() || found.iter().any(|key| key.contains([':', ' '])) {
+        return bad(name, value, "keys, a line each");
+    }
+    Ok(found)
+}
+
+fn topology(given: &HashMap<String, String>) -> Result<Topology, ParamError> {
+    let get = |name: &'static str| given.get(name).map(|value| (name, value.as_str()));
+    let without_value = |keys: Vec<String>| keys.into_iter().map(|key| (key, String::new()));
+    if let Some((name, value)) = get("poolAffinityTopologyKey") {
+        return bad(
+            name,
+            value,
+            "offered in this version: use poolAffinityTopologyLabel, or nodeAffinityTopologyKey",
+        );
+    }
+    let mut pool = LabelledTopology::default();
+    pool.inclusion.extend(get("poolAffinityTopologyLabel").map(labels).transpose()?.unwrap_or_default());
+    pool.inclusion
+        .extend(without_value(get("poolHasTopologyKey").map(keys).transpose()?.unwrap_or_default()));
+    let mut node = LabelledTopology::default();
+    node.inclusion.extend(get("nodeAffinityTopologyLabel").map(labels).transpose()?.unwrap_or_default());
+    node.inclusion
+        .extend(without_value(get("nodeHasTopologyKey").map(keys).transpose()?.unwrap_or_default()));
+    node.exclusion
+        .extend(without_value(get("nodeSpreadTopologyKey").map(keys).transpose()?.unwrap_or_default()));
+    node.affinitykey = get("nodeAffinityTopologyKey").map(keys).transpose()?.unwrap_or_default();
+    let given = |topology: LabelledTopology| (topology != LabelledTopology::default()).then_some(topology);
+    Ok(Topology {
+        node_topology: given(node).map(NodeTopology::Labelled),
+        pool_topology: given(pool).map(PoolTopology::Labelled),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_class_without_parameters_asks_for_one_thick_replica() {
+        let params = Params::parse(&HashMap::new()).unwrap();
+        assert_eq!((params.replicas, params.thin, params.topology), (1, false, Topology::default()));
+        assert_eq!(params.connect, ConnectParams::default());
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let params = Params::parse(&given(&[
+            ("protocol", "nvmf"),
+            ("repl", "3"),
+            ("thin", "true"),
+            ("fsType", "xfs"),
+            ("nvmeIoTimeout", "2m"),
+            ("nvmeNrIoQueues", "4"),
+            ("nvmeCtrlLossTmo", "1980"),
+            ("nvmeKeepAliveTmo", "5"),
+            ("stsAffinityGroup", "false"),
+            ("cloneFsIdAsVolumeId", "true"),
+            ("maxSnapshots", "5"),
+            ("poolAffinityTopologyLabel", "disk: ssd\nclass: hot\n"),
+            ("poolHasTopologyKey", "rack\n"),
+            ("nodeAffinityTopologyLabel", "zone: a"),
+            ("nodeHasTopologyKey", "kind"),
+            ("nodeSpreadTopologyKey", "rack\nrow"),
+            ("csi.storage.k8s.io/pvc/name", "data-db-0"),
+            ("csi.storage.k8s.io/pvc/namespace", "shop"),
+        ]))
+        .unwrap();
+        assert_eq!((params.replicas, params.thin, params.fs_type), (3, true, Some(FileSystem::Xfs)));
+        assert_eq!(
+            params.connect,
+            ConnectParams {
+                io_timeout: Some(Duration::from_secs(120)),
+                ctrl_loss_tmo: Some(1980),
+                keep_alive_tmo: Some(5),
+                nr_io_queues: Some(4)
+            }
+        );
+        let map = |pairs: &[(&str, &str)]| given(pairs).into_iter().collect::<BTreeMap<_, _>>();
+        let pool = LabelledTopology {
+            inclusion: map(&[("disk", "ssd"), ("class", "hot"), ("rack", "")]),
+            ..LabelledTopology::default()
+        };
+        assert_eq!(params.topology.pool_topology, Some(PoolTopology::Labelled(pool)));
+        let node = LabelledTopology {
+            inclusion: map(&[("zone", "a"), ("kind", "")]),
+            exclusion: map(&[("rack", ""), ("row", "")]),
+            affinitykey: vec![],
+        };
+        assert_eq!(params.topology.node_topology, Some(NodeTopology::Labelled(node)));
+        assert_eq!(params.claim, Some(("shop".into(), "data-db-0".into())));
+    }
+
+    #[test]
+    fn what_is_unknown_or_wrong_is_refused_by_name() {
+        for (name, value) in [
+            ("replicas", "3"),
+            ("protocol", "iscsi"),
+            ("repl", "0"),
+            ("repl", "many"),
+            ("repl", "300"),
+            ("thin", "yes"),
+            ("fsType", "ntfs"),
+            ("ioTimeout", "30s"),
+            ("nvmeIoTimeout", "3 weeks"),
+            ("nvmeNrIoQueues", "-1"),
+            ("stsAffinityGroup", "true"),
+            ("poolAffinityTopologyLabel", "ssd"),
+            ("poolAffinityTopologyKey", "zone"),
+            ("nodeHasTopologyKey", "a: b"),
+        ] {
+            let error = Params::parse(&given(&[(name, value)])).expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        let both = Params::parse(&given(&[("ioTimeout", "30"), ("nvmeIoTimeout", "30s")]));
+        assert!(both.unwrap_err().to_string().contains("ioTimeout and nvmeIoTimeout"));
+    }
+}
