@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Nodes that are remembered. Names are what callers say, so there is a bound; Kubernetes has fewer.
+const NODES_MAX: usize = 8192;
+
 /// The endpoint of each node's agent. In memory: agents register every few seconds, their reports say it too, and the
 /// log keeps it for the hosts of a switchover.
 #[derive(Debug, Default)]
@@ -19,13 +22,20 @@ pub enum InvalidAgent {
     /// It cannot be reached there.
     #[error("{0:?} is not an endpoint: give host:port")]
     Endpoint(String),
+    /// More nodes than a cluster has.
+    #[error("{NODES_MAX} other nodes have registered")]
+    TooMany,
 }
 
 impl Endpoints {
     /// Notes where a node's agent is; a well-formed `http://host:port` comes back.
     pub fn note(&self, node: &str, endpoint: &str) -> Result<String, InvalidAgent> {
         let endpoint = parse(node, endpoint)?;
-        self.lock().insert(node.to_owned(), endpoint.clone());
+        let mut by_node = self.lock();
+        if by_node.len() >= NODES_MAX && !by_node.contains_key(node) {
+            return Err(InvalidAgent::TooMany);
+        }
+        by_node.insert(node.to_owned(), endpoint.clone());
         Ok(endpoint)
     }
 
@@ -73,5 +83,10 @@ mod tests {
             assert_eq!(endpoints.note("b", bad), Err(InvalidAgent::Endpoint(bad.into())), "{bad}");
         }
         assert_eq!(endpoints.of("b"), None);
+        for n in 1..NODES_MAX {
+            assert!(endpoints.note(&format!("n{n}"), "10.0.0.1:1").is_ok());
+        }
+        assert_eq!(endpoints.note("one too many", "10.0.0.1:1"), Err(InvalidAgent::TooMany));
+        assert!(endpoints.note("a", "10.0.0.2:1").is_ok(), "who is known may move");
     }
 }

@@ -24,6 +24,9 @@ pub enum Fault {
     LoseRequest,
     /// It is done, and nobody answers.
     LoseReply,
+    /// Whoever does it dies in the middle, and nobody answers: the old target is stopped and the new one is not there
+    /// yet. (Of what has no middle it is done.)
+    Halfway,
     /// It is not done, and the answer says why (from an agent: the path did not come up).
     Refuse(VolumeErrorKind),
 }
@@ -70,6 +73,8 @@ struct Host {
 #[derive(Debug, Default)]
 struct State {
     nodes: BTreeMap<usize, bool>,
+    /// The next target that is made is not there: its operator died.
+    is_halfway: bool,
     volumes: BTreeMap<Uuid, Volume>,
     hosts: BTreeMap<String, Host>,
     operator_faults: VecDeque<Fault>,
@@ -158,8 +163,11 @@ impl World {
     /// The operator begins to move the target to a node: it stands by there.
     pub fn begin_move(&self, volume: Uuid, node: usize) {
         let mut state = self.lock();
-        let id = state.new_nexus();
-        if let Some(volume) = state.volumes.get_mut(&volume) {
+        let (id, is_up) = (state.new_nexus(), state.is_up(node));
+        let is_fit = |volume: &&mut Volume| {
+            is_up && volume.is_published && volume.standby.is_none() && volume.current().node != node
+        };
+        if let Some(volume) = state.volumes.get_mut(&volume).filter(is_fit) {
             let nexus = Nexus { id, node, is_unfenced: false, is_there: true };
             volume.standby = Some((nexus, BTreeSet::new()));
         }
@@ -263,6 +271,18 @@ impl World {
     /// How many controllers a host has of a volume, live or not.
     pub fn paths_of(&self, host: &str, volume: Uuid) -> usize {
         self.lock().hosts[host].paths.get(&volume).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether a host that is served has paths of this volume to anything but its target and what stands by for it.
+    pub fn has_leftovers(&self, volume: Uuid) -> bool {
+        let state = self.lock();
+        let Some(known) = state.volumes.get(&volume).filter(|known| known.is_published) else { return false };
+        let wanted = [Some(known.current().id), known.standby.as_ref().map(|(nexus, _)| nexus.id)];
+        let is_left = |nexus: &Uuid| !wanted.contains(&Some(*nexus));
+        state
+            .hosts
+            .values()
+            .any(|host| host.paths.get(&volume).is_some_and(|paths| paths.iter().any(is_left)))
     }
 
     /// A host does not use a volume any more.

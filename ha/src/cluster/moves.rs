@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::ports::{Agent, Live, Published, VolumeErrorKind};
+use super::ports::{Agent, Published, VolumeErrorKind};
 use super::record::{NQN_PREFIX, Target};
 use super::switchovers::Means;
 
@@ -32,6 +32,8 @@ use super::switchovers::Means;
 const MOVES_MAX: usize = 64;
 /// Between two looks while hosts are on their way.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long hosts are asked to leave what did not take over. What stays after that goes with their next replacement.
+const TIDY_LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks of a move that takes long, and before the registry is read again after it could not be.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -130,7 +132,9 @@ async fn escort(means: Means, volume: Uuid) -> Uuid {
                 underway.round(&means, volume, &nqn, &published, &standby).await;
             }
             // It is over, one way or the other.
-            Ok(Published { standby: None, target, .. }) => {
+            Ok(published @ Published { standby: None, .. }) => {
+                tidy(&means, &nqn, &published).await;
+                let target = published.target;
                 info!(volume.id = %volume, target.node, elapsed_ms = begun.elapsed().as_millis(), "planned move over");
                 return volume;
             }
@@ -146,10 +150,29 @@ async fn escort(means: Means, volume: Uuid) -> Uuid {
     }
 }
 
+/// Hosts that the target serves have no other path: what was connected to one that does not take over, or that was left
+/// by an agent that died, goes. Those that it does not serve say so themselves.
+async fn tidy(means: &Means, nqn: &str, published: &Published) {
+    let (Some(uri), Some(address)) = (published.target.uri.clone(), published.target.address()) else {
+        return;
+    };
+    let deadline = Instant::now() + TIDY_LIMIT;
+    while Instant::now() < deadline {
+        let arrivals = arrivals(means, nqn, published, address).await;
+        let is_known = !arrivals.values().any(|arrival| *arrival == Arrival::Unknown);
+        let served = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Served);
+        let replaced = served.map(|(node, _)| connect(means.clone(), nqn.to_owned(), uri.clone(), node));
+        if join_all(replaced).await.iter().all(|(_, is_done)| *is_done) && is_known {
+            return;
+        }
+        tokio::time::sleep(PAUSE_MAX).await;
+    }
+}
+
 /// Calls to agents that connect their hosts, by node; each waits until the new target serves.
 #[derive(Default)]
 struct Underway {
-    calls: FuturesUnordered<BoxFuture<'static, String>>,
+    calls: FuturesUnordered<BoxFuture<'static, (String, bool)>>,
     nodes: BTreeSet<String>,
     reported: BTreeSet<(Uuid, String)>,
 }
@@ -168,7 +191,7 @@ impl Underway {
         };
         for (node, arrival) in arrivals(means, nqn, published, address).await {
             match arrival {
-                Arrival::Here | Arrival::NotNeeded => {
+                Arrival::Here | Arrival::Served | Arrival::NotNeeded => {
                     // Again each time: an operator that took over has heard of nobody.
                     match means.volumes.report_path(volume, nexus, &node).await {
                         Ok(()) if self.reported.insert((nexus, node.clone())) => {
@@ -192,7 +215,7 @@ impl Underway {
     async fn drive_until(&mut self, deadline: Instant) {
         loop {
             tokio::select! {
-                Some(node) = self.calls.next() => {
+                Some((node, _)) = self.calls.next() => {
                     // Should the host not be there, the next round tries again.
                     self.nodes.remove(&node);
                 }
@@ -202,22 +225,25 @@ impl Underway {
     }
 }
 
-fn connect(means: Means, nqn: String, uri: String, node: String) -> BoxFuture<'static, String> {
+fn connect(means: Means, nqn: String, uri: String, node: String) -> BoxFuture<'static, (String, bool)> {
     Box::pin(async move {
         let endpoint = means.endpoints.of(&node).unwrap_or_default();
         let agent = Agent { node: &node, endpoint: &endpoint };
-        if let Err(error) = means.agents.replace_path(agent, &nqn, &uri).await {
-            warn!(nqn, uri, host.node = node, error = %error, "host not connected to the target that stands by");
+        let replaced = means.agents.replace_path(agent, &nqn, &uri).await;
+        if let Err(error) = &replaced {
+            warn!(nqn, uri, host.node = node, error = %error, "host not connected in a planned move");
         }
-        node
+        (node, replaced.is_ok())
     })
 }
 
 /// How far a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arrival {
-    /// Connected to the target that stands by.
+    /// Connected to the target, which carries no I/O: it stands by.
     Here,
+    /// Served by the target.
+    Served,
     /// It does not use the volume.
     NotNeeded,
     /// It uses the volume and is not connected there.
@@ -226,12 +252,12 @@ enum Arrival {
     Unknown,
 }
 
-/// Of every host that may connect.
+/// How far every host that may connect is on its way to the target at this address.
 async fn arrivals(
     means: &Means,
     nqn: &str,
     published: &Published,
-    standby: &str,
+    address: &str,
 ) -> BTreeMap<String, Arrival> {
     let nodes: Vec<String> = match published.allowed_hosts {
         Some(_) => published.allowed_nodes().map(str::to_owned).collect(),
@@ -241,8 +267,11 @@ async fn arrivals(
         let Some(endpoint) = means.endpoints.of(&node) else { return (node, Arrival::Unknown) };
         let agent = Agent { node: &node, endpoint: &endpoint };
         let arrival = match means.agents.live_controllers(agent, nqn).await {
-            Ok(Some(live)) if is_at(&live, standby) => Arrival::Here,
-            Ok(Some(_)) => Arrival::Awaited,
+            Ok(Some(live)) => match live.iter().find(|live| live.address == address) {
+                Some(live) if live.is_accessible => Arrival::Served,
+                Some(_) => Arrival::Here,
+                None => Arrival::Awaited,
+            },
             Ok(None) => Arrival::NotNeeded,
             Err(_) => Arrival::Unknown,
         };
@@ -253,12 +282,8 @@ async fn arrivals(
         // Anybody may connect, and one host is enough for the operator: it is told when all that use the volume are there.
         arrivals.retain(|_, arrival| *arrival != Arrival::NotNeeded);
         if arrivals.values().any(|arrival| *arrival == Arrival::Awaited) {
-            arrivals.retain(|_, arrival| *arrival != Arrival::Here);
+            arrivals.retain(|_, arrival| !matches!(arrival, Arrival::Here | Arrival::Served));
         }
     }
     arrivals
-}
-
-fn is_at(live: &[Live], address: &str) -> bool {
-    live.iter().any(|live| live.address == address)
 }

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use tonic::{Code, Request, Response, Status};
 use tracing::debug;
 
-use super::endpoints::Endpoints;
+use super::endpoints::{Endpoints, InvalidAgent};
 use super::leader::Terms;
 use super::record::volume_of;
 use super::step::Answer;
@@ -36,7 +36,10 @@ impl Front {
 
     fn note(&self, node: &str, endpoint: &str) -> Result<(Switchovers, String), Status> {
         let noted = self.endpoints.note(node, endpoint);
-        let endpoint = noted.map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        let endpoint = noted.map_err(|invalid| match invalid {
+            InvalidAgent::TooMany => Status::resource_exhausted(invalid.to_string()),
+            InvalidAgent::NoName | InvalidAgent::Endpoint(_) => Status::invalid_argument(invalid.to_string()),
+        })?;
         let leading = self.terms.borrow().clone();
         let switchovers = leading
             .ok_or_else(|| Status::unavailable("this cluster agent does not lead, another does or will"))?;

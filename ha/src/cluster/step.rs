@@ -42,6 +42,8 @@ const PATH_TRIES_IN_PLACE: u32 = 1;
 const NO_LOST_PATH_TRIES: u32 = 2;
 /// Attempts to destroy old targets. The operator goes on by itself when their engines are back.
 const DESTROY_TRIES: u32 = 3;
+/// Hosts of one volume at most. More than that do not share one; a report of another is turned away.
+const FRONTENDS_MAX: usize = 64;
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 

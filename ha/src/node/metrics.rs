@@ -19,6 +19,7 @@ pub struct Metrics {
     paths: Family<ByStanding, Gauge>,
     changes: Family<ByStanding, Counter>,
     pub(super) volumes_lost: Gauge,
+    pub(super) volumes_given_up: Counter,
     probes: Family<ByOutcome, Counter>,
     reports: Family<ByCode, Counter>,
     registrations: Family<ByCode, Counter>,
@@ -68,6 +69,7 @@ impl Default for Metrics {
             paths: Family::default(),
             changes: Family::default(),
             volumes_lost: Gauge::default(),
+            volumes_given_up: Counter::default(),
             probes: Family::default(),
             reports: Family::default(),
             registrations: Family::default(),
@@ -87,6 +89,11 @@ impl Metrics {
             "volumes_lost",
             "Volumes without a path that carries I/O",
             self.volumes_lost.clone(),
+        );
+        registry.register(
+            "volumes_given_up",
+            "Volumes whose last path went while it was lost",
+            self.volumes_given_up.clone(),
         );
         registry.register("probes", "Targets asked whether they are there, by outcome", self.probes.clone());
         registry.register("reports", "Answers to reported volumes, by code", self.reports.clone());

@@ -118,6 +118,8 @@ struct Path {
     address: SocketAddr,
     is_accessible: bool,
     standing: Standing,
+    /// It was lost when it began to go.
+    went_lost: bool,
 }
 
 /// All paths of volumes of ours.
@@ -127,19 +129,32 @@ pub struct Table {
     paths: BTreeMap<ControllerId, Path>,
     /// Until the first look, nobody knows what was live before.
     has_looked: bool,
+    /// Volumes whose last path went while it was lost, since somebody asked.
+    bereft: BTreeSet<String>,
 }
 
 impl Table {
     /// An empty one.
     pub fn new(grace: Grace) -> Self {
-        Self { grace, paths: BTreeMap::new(), has_looked: false }
+        Self { grace, paths: BTreeMap::new(), has_looked: false, bereft: BTreeSet::new() }
     }
 
     /// The kernel shows these paths, and no others.
     pub fn observe(&mut self, seen: &[Seen], now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
         let is_shown: BTreeSet<_> = seen.iter().map(|path| &path.id).collect();
-        self.paths.retain(|id, _| is_shown.contains(id));
+        let mut gone = BTreeSet::new();
+        self.paths.retain(|id, path| {
+            let is_there = is_shown.contains(id);
+            if !is_there && (path.went_lost || path.standing.is_lost()) {
+                gone.insert(path.nqn.clone());
+            }
+            is_there
+        });
+        for shown in seen {
+            gone.remove(&shown.nqn);
+        }
+        self.bereft.append(&mut gone);
         let first = if self.has_looked { Standing::Newcomer } else { Standing::Live };
         for Seen { id, nqn, address, state, is_accessible } in seen {
             let path = self.paths.entry(id.clone()).or_insert_with(|| Path {
@@ -147,6 +162,7 @@ impl Table {
                 address: *address,
                 is_accessible: *is_accessible,
                 standing: first,
+                went_lost: false,
             });
             path.is_accessible = *is_accessible;
             let next = path.standing.shown(*state, now, self.grace);
@@ -210,6 +226,12 @@ impl Table {
         lost
     }
 
+    /// Volumes whose last path has gone while it was lost, since this was asked last: the kernel gave them up, and who
+    /// had their device open has it no more. A new path would be another device.
+    pub fn take_bereft(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.bereft)
+    }
+
     /// How each path stands.
     pub fn standings(&self) -> impl Iterator<Item = Standing> {
         self.paths.values().map(|path| path.standing)
@@ -236,6 +258,7 @@ impl Path {
             let (nqn, address) = (self.nqn.clone(), self.address);
             changes.push(Change { id: id.clone(), nqn, address, standing: next });
         }
+        self.went_lost = next == Standing::Leaving && (self.went_lost || self.standing.is_lost());
         self.standing = next;
     }
 }
@@ -262,6 +285,10 @@ impl Standing {
             }
             other => other,
         }
+    }
+
+    fn is_lost(self) -> bool {
+        matches!(self, Self::Suspected { .. } | Self::Failed(_))
     }
 
     /// One word for the log.

@@ -13,12 +13,14 @@ use std::time::Duration;
 use csi::host::identity::is_volume;
 use csi::host::probe::{Outcome, probe};
 use csi::host::text::{KernelWord, News};
-use csi::host::{Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme};
+use csi::host::{
+    Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Standing as Shown,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::kernel_log::KernelLog;
 use super::metrics::Metrics;
@@ -75,8 +77,10 @@ pub struct Watcher {
     lost: watch::Sender<BTreeSet<String>>,
     probes: JoinSet<(SocketAddr, Outcome)>,
     metrics: Metrics,
-    /// Paths that were shown last.
-    count: usize,
+    /// What the kernel showed last.
+    shown: Vec<Shown>,
+    /// Nothing is to be done until the kernel shows something else.
+    is_quiet: bool,
     changed_at: Option<Instant>,
     full_at: Option<Instant>,
 }
@@ -100,7 +104,8 @@ impl Watcher {
             lost,
             probes: JoinSet::new(),
             metrics,
-            count: 0,
+            shown: Vec::new(),
+            is_quiet: false,
             changed_at: None,
             full_at: None,
         };
@@ -135,6 +140,10 @@ impl Watcher {
 
     fn look(&mut self, now: Instant) -> Result<(), HostError> {
         let states = self.host.states()?;
+        if self.is_quiet && states == self.shown {
+            return Ok(());
+        }
+        self.shown.clone_from(&states);
         let is_ours_and_not_live = |id: &ControllerId, state| {
             state != ControllerState::Live && self.known.get(id).is_none_or(Option::is_some)
         };
@@ -162,11 +171,16 @@ impl Watcher {
             .collect();
         let changes = self.table.observe(&seen, now);
         self.note(&changes);
-        // Paths that went are no change of a standing; that they went shows in their number.
-        if !changes.is_empty() || seen.len() != self.count {
-            self.count = seen.len();
-            self.metrics.stand(self.table.standings());
+        self.metrics.stand(self.table.standings());
+        for nqn in self.table.take_bereft() {
+            self.metrics.volumes_given_up.inc();
+            error!(
+                nqn,
+                "the last path to a volume went while it was lost: if nobody disconnected it, the kernel gave it up, and \
+                 what had the device open gets errors for good; stop the application, unmount, and stage the volume anew"
+            );
         }
+        self.is_quiet = self.table.is_calm() && self.shown.iter().all(|it| self.settled.contains(&it.id));
         Ok(())
     }
 

@@ -1,18 +1,25 @@
 //! The log in a real etcd.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ha::cluster::log::{Log, LogError};
 use ha::cluster::memory::{Act, World};
 use ha::cluster::record::{Stage, SwitchOver};
+use ha::node::cluster::{ClusterAgents, Myself, report_losses};
+use ha::node::metrics::Metrics as NodeMetrics;
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
 use store::election::{Role, campaign_as};
 use store::testing::Etcd;
 use store::{Keys, Objects, Store};
+use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Process, TAKEN, TTL, keys, nqn, report, settings, volume};
+use crate::server::serve;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -115,6 +122,56 @@ async fn an_outage_of_the_store_delays_a_switchover_and_that_is_all() -> anyhow:
     }
     assert_eq!(world.node_of(volume(0)), 2);
     Ok(())
+}
+
+/// etcd is away when the path is lost: the report is not acknowledged, so the node agent goes on sending it until it is,
+/// and stops when the path has healed.
+#[tokio::test]
+async fn a_path_lost_while_the_store_is_away_is_reported_until_it_is_taken_on() -> anyhow::Result<()> {
+    let mut etcd = Etcd::start().await?;
+    let world = World::new(3);
+    world.publish(volume(0), 1, &["a"]);
+    let store: Arc<dyn Store> = Arc::new(etcd.store().await);
+    let leader = Process::start(store.clone(), &world, "first", settings());
+    leader.leading().await;
+    let metrics = NodeMetrics::default();
+    let agents = ClusterAgents::new(&[serve(&leader).await], metrics.clone())?;
+    let (lost, is_lost) = watch::channel(BTreeSet::new());
+    let myself = Myself { node: "a".into(), endpoint: "http://a:50053".into() };
+    let stop = CancellationToken::new();
+    let reporting = tokio::spawn(report_losses(agents, myself, is_lost, stop.clone()));
+
+    etcd.kill();
+    world.kill(1);
+    lost.send_replace(BTreeSet::from([nqn(volume(0))]));
+    let deadline = Instant::now() + PATIENCE;
+    let taken = || figure(&metrics, "ha_node_reports_total{code=\"Ok\"}");
+    let failed = || figure(&metrics, "ha_node_reports_total{code=");
+    while failed() < 2 {
+        assert!(Instant::now() < deadline, "never tried twice");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((taken(), world.acts()), (0, vec![]), "nothing is done that is not in the log");
+    etcd.resume().await?;
+    while !world.lost().is_empty() || !logged(&store, &keys()).await?.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", world.acts());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(taken() >= 1 && world.node_of(volume(0)) == 2);
+    lost.send_replace(BTreeSet::new());
+    stop.cancel();
+    reporting.await?;
+    Ok(())
+}
+
+/// The sum of the figures whose names begin like this.
+fn figure(metrics: &NodeMetrics, name: &str) -> u64 {
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let values = text.lines().filter(|line| line.starts_with(name));
+    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 /// The keys of the log.

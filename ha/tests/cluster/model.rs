@@ -1,4 +1,9 @@
-//! Random deaths, cuts, lost replies and leaders, then calm: every host has its path, and the log is empty.
+//! Random deaths, cuts, lost replies, half-done moves and leaders, then calm: every host has its path, and the log is
+//! empty.
+//!
+//! Each call to the operator is one for it to do safely; what could break SAFETY F1 from here is to have a target made
+//! that the operator would not fence the old one for, or to move one that serves. So it is checked after every step that
+//! no two nexuses of a volume may write, and at the end that no target was taken from a host that it served.
 
 use std::time::Duration;
 
@@ -8,6 +13,7 @@ use proptest::prelude::*;
 use store::Fault as StoreFault;
 
 use crate::lab::{Lab, Process, volume};
+use crate::moves::begin_move;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -25,6 +31,8 @@ enum Op {
     Restart(usize),
     /// The leader's lease is gone though it runs: for a moment two believe that they lead.
     Depose,
+    /// An administrator moves the target.
+    Move(u128, usize),
     /// The application moves away.
     Unpublish(u128),
     /// Agents report what their hosts have lost now, and once more what they reported before.
@@ -38,6 +46,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         Just(Fault::LoseRequest),
         Just(Fault::LoseReply),
+        Just(Fault::Halfway),
         Just(Fault::Refuse(VolumeErrorKind::NotNow)),
     ]
 }
@@ -63,6 +72,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2_usize).prop_map(Op::Restart),
         1 => Just(Op::Depose),
         1 => (0..3_u128).prop_map(Op::Unpublish),
+        2 => (0..3_u128, 1..4_usize).prop_map(|(volume, node)| Op::Move(volume, node)),
         6 => Just(Op::Report),
         2 => (host(), 0..3_u128).prop_map(|(host, volume)| Op::Stale(host, volume)),
         5 => prop_oneof![1..20_u64, 20..2_000_u64, 2_000..10_000_u64].prop_map(Op::Wait),
@@ -95,6 +105,7 @@ async fn play(ops: &[Op]) -> Result<(), TestCaseError> {
             }
             Op::Restart(which) => processes[*which] = lab.process(&format!("again-{n}")),
             Op::Depose => lab.depose(),
+            Op::Move(n, node) => begin_move(&lab, *n, *node).await,
             Op::Unpublish(n) => lab.world.unpublish(volume(*n)),
             Op::Report => report(&lab, &processes).await,
             Op::Stale(host, n) => {
@@ -110,6 +121,8 @@ async fn play(ops: &[Op]) -> Result<(), TestCaseError> {
     lab.world.calm();
     lab.store.calm();
     lab.settled(&processes.each_ref()).await;
+    let has_leftovers = || (0..3).any(|n| lab.world.has_leftovers(volume(n)));
+    lab.until("paths to nothing to be gone", || !has_leftovers()).await;
     prop_assert!(lab.world.unfenced_twice().is_empty());
     for act in lab.world.acts() {
         if let Act::Moved { volume, served } = act {

@@ -19,10 +19,14 @@ async fn note(lab: &Lab, n: u128, is_moving: bool) {
     let value = serde_json::json!({ "uuid": id, "status": "Created", "moving": moving }).to_string();
     let put =
         Operation::Put { key: keys().object("VolumeSpec", &id), value: value.into_bytes(), lease: None };
-    lab.store.transact(&Transaction { when: vec![], then: vec![put] }).await.unwrap();
+    let put = Transaction { when: vec![], then: vec![put] };
+    // A store that loses a reply, or the request, is asked again, as operators do.
+    while lab.store.transact(&put).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
-async fn begin_move(lab: &Lab, n: u128, node: usize) {
+pub(crate) async fn begin_move(lab: &Lab, n: u128, node: usize) {
     lab.world.begin_move(volume(n), node);
     note(lab, n, true).await;
 }
@@ -135,6 +139,24 @@ async fn f4_a_planned_move_that_is_taken_back_leaves_the_host_as_it_was() {
     assert_eq!((lab.world.node_of(volume(0)), lab.world.lost()), (1, vec![]));
     lab.settled(&[&leader]).await;
     assert_eq!(lab.moves(), 0);
+}
+
+/// The agent that connected the host dies, and the move is taken back: the next that is heard of it takes the path away.
+#[tokio::test(start_paused = true)]
+async fn f4_what_a_dead_agent_left_of_a_move_that_was_taken_back_goes() {
+    let lab = Lab::new();
+    let _leader = lab.leader().await;
+    lab.world.fail_operator([Fault::LoseRequest; 4]);
+    begin_move(&lab, 0, 2).await;
+    lab.until("the host to be there", || lab.world.paths_of("a", volume(0)) == 2).await;
+    lab.world.set_agent("a", false);
+    let second_look = lab.world.looks() + 2;
+    lab.until("looks in vain", || lab.world.looks() >= second_look).await;
+    lab.world.kill(2);
+    assert_eq!(lab.world.paths_of("a", volume(0)), 2, "nobody is there to take it away");
+    lab.world.set_agent("a", true);
+    lab.until("the new path to be gone", || lab.world.paths_of("a", volume(0)) == 1).await;
+    assert_eq!(lab.world.lost(), []);
 }
 
 /// The old target dies while the host is on its way: the switchover goes to what stands by.

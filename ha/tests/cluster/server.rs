@@ -13,6 +13,7 @@ use ha::cluster::server::Front;
 use ha::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
 use ha::proto::cluster::{FailedNvmePath, HaNodeInfo, ReportFailedNvmePathsRequest};
 use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -20,13 +21,18 @@ use tonic::transport::Channel;
 use crate::lab::{Lab, Process, nqn, volume};
 use crate::stand::Stand;
 
-async fn served(process: &Process) -> HaClusterRpcClient<Channel> {
+/// Serves a process to node agents; where.
+pub(crate) async fn serve(process: &Process) -> String {
     let front = Front::new(process.terms.clone(), Arc::new(Endpoints::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(front.service());
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    HaClusterRpcClient::connect(format!("http://{address}")).await.unwrap()
+    format!("http://{address}")
+}
+
+async fn served(process: &Process) -> HaClusterRpcClient<Channel> {
+    HaClusterRpcClient::connect(serve(process).await).await.unwrap()
 }
 
 fn node(name: &str, endpoint: &str) -> HaNodeInfo {
@@ -121,6 +127,29 @@ async fn agents_are_asked_and_their_answers_understood() {
     let limits = AgentDeadlines { look: Duration::from_millis(50), ..AgentDeadlines::default() };
     let error = GrpcAgents::new(limits).live_controllers(away, &nqn).await.expect_err("nobody there");
     assert_eq!(error.kind, PathErrorKind::AgentAway);
+}
+
+/// A look is what a switchover begins with: it must not have to wait for a connection. This agent takes one only.
+#[tokio::test]
+async fn an_agent_is_connected_to_when_it_registers() {
+    let lab = Lab::new();
+    let stand = Stand::new(lab.world.clone());
+    let address = stand.serve_agent_once().await;
+    let agents = GrpcAgents::new(AgentDeadlines::default());
+    let endpoint = format!("http://{address}");
+    let agent = Agent { node: "a", endpoint: &endpoint };
+    agents.greet(agent);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while stand.greetings() == 0 {
+        assert!(Instant::now() < deadline, "never greeted");
+        sleep(Duration::from_millis(1)).await;
+    }
+    let before = Instant::now();
+    assert!(agents.live_controllers(agent, &nqn(volume(0))).await.is_ok(), "by the connection there is");
+    println!("a look takes {:?}", before.elapsed());
+    agents.greet(agent);
+    assert!(agents.live_controllers(agent, &nqn(volume(0))).await.is_ok());
+    assert_eq!(stand.greetings(), 1, "nothing is asked of one that is connected");
 }
 
 /// One operator is gone, one does not lead, and one that is behind the same address does.

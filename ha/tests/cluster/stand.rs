@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::extract::{Path, Query, State};
@@ -23,6 +24,7 @@ use ha::proto::node::{
     get_nvme_controller_response,
 };
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -44,11 +46,12 @@ type Hook = Box<dyn FnMut(Call, bool) -> bool + Send>;
 pub(crate) struct Stand {
     pub(crate) world: World,
     hook: Arc<Mutex<Option<Hook>>>,
+    greetings: Arc<AtomicUsize>,
 }
 
 impl Stand {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, hook: Arc::default() }
+        Self { world, hook: Arc::default(), greetings: Arc::default() }
     }
 
     pub(crate) fn set_hook(&self, hook: impl FnMut(Call, bool) -> bool + Send + 'static) {
@@ -76,6 +79,21 @@ impl Stand {
         let server = tonic::transport::Server::builder().add_service(HaNodeRpcServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         address
+    }
+
+    /// The same, taking one connection and no more.
+    pub(crate) async fn serve_agent_once(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder().add_service(HaNodeRpcServer::new(self.clone()));
+        let first = TcpListenerStream::new(listener).take(1);
+        tokio::spawn(server.serve_with_incoming(first));
+        address
+    }
+
+    /// How often the agent was asked nothing.
+    pub(crate) fn greetings(&self) -> usize {
+        self.greetings.load(Ordering::Relaxed)
     }
 
     async fn at(&self, call: Call, is_done: bool) {
@@ -225,7 +243,9 @@ impl HaNodeRpc for Stand {
         &self,
         request: Request<GetNvmeControllerRequest>,
     ) -> Result<tonic::Response<GetNvmeControllerResponse>, Status> {
-        let live = self.world.live_controllers(AGENT, &request.into_inner().nvme_path).await;
+        let nqn = request.into_inner().nvme_path;
+        self.greetings.fetch_add(usize::from(nqn.is_empty()), Ordering::Relaxed);
+        let live = self.world.live_controllers(AGENT, &nqn).await;
         let live = live.map_err(|error| Status::unavailable(error.detail))?;
         let live = live.ok_or_else(|| Status::not_found("not in use"))?;
         let addresses =

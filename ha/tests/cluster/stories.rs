@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use ha::cluster::memory::{Act, Fault};
 use ha::cluster::ports::VolumeErrorKind;
 use ha::cluster::reason::Obstacle;
@@ -170,12 +171,33 @@ async fn reports_beyond_the_bound_are_turned_away_and_come_again() {
     lab.settled(&[&leader]).await;
 }
 
+/// However many hosts report one volume, what waits for its actor is bounded, and so is its record.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_reports_of_one_volume_is_bounded_and_turned_away() {
+    let lab = Lab::new();
+    let leader = lab.leader().await;
+    let switchovers = leader.leads().unwrap();
+    lab.world.kill(1);
+    lab.world.set_operator(false);
+    assert_eq!(report(&switchovers, volume(0), "a").await, TAKEN);
+    let names: Vec<String> = (0..1000).map(|n| format!("host-{n}")).collect();
+    // All at once: the actor has no chance to take any of them in before the last has come.
+    let answers = join_all(names.iter().map(|host| report(&switchovers, volume(0), host))).await;
+    let count = |answer: Reported| answers.iter().filter(|it| **it == answer).count();
+    assert_eq!(count(Reported::Full), 1000 - 64, "its queue has 64 places");
+    assert_eq!(count(TAKEN), 63, "and its record 64 hosts");
+    assert_eq!(count(Reported::Answered(Answer::Later)), 1);
+    assert_eq!(lab.logged()[0].frontends.len(), 64);
+    assert_eq!(switchovers.count(), 1);
+}
+
 /// Each call of each kind goes wrong in each way, once and twice.
 #[tokio::test(start_paused = true)]
 async fn f3_every_step_that_fails_once_or_twice_is_done_once_in_the_end() {
     let ways = [
         Fault::LoseRequest,
         Fault::LoseReply,
+        Fault::Halfway,
         Fault::Refuse(VolumeErrorKind::NotNow),
         Fault::Refuse(VolumeErrorKind::ResourceExhausted),
     ];

@@ -31,7 +31,7 @@ impl NodeAgents for World {
                     tokio::time::sleep(LOST).await;
                     return Err(lost());
                 }
-                Some(Fault::LoseReply) | None => {}
+                Some(Fault::LoseReply | Fault::Halfway) | None => {}
             }
             let result = self.lock().replace(agent, volume(nqn), uri);
             if fault.is_some() {
@@ -40,7 +40,16 @@ impl NodeAgents for World {
             }
             match result {
                 Ok(Connected::Serving) => Ok(()),
-                Ok(Connected::StandingBy) => self.wait_served(agent, volume(nqn), uri).await,
+                Ok(Connected::StandingBy) => {
+                    // The agent goes on when nobody waits for its answer any more.
+                    let (world, node, uri) = (self.clone(), agent.node.to_owned(), uri.to_owned());
+                    let (endpoint, id) = (agent.endpoint.to_owned(), volume(nqn));
+                    let waiting = tokio::spawn(async move {
+                        let agent = Agent { node: &node, endpoint: &endpoint };
+                        world.wait_served(agent, id, &uri).await
+                    });
+                    waiting.await.unwrap_or_else(|_| Err(lost()))
+                }
                 Err(error) => {
                     if error.kind == PathErrorKind::NotUp {
                         tokio::time::sleep(PATH_WAIT).await;

@@ -93,9 +93,14 @@ impl World {
                 tokio::time::sleep(LOST).await;
                 Err(lost())
             }
-            Some(Fault::LoseReply) => {
-                // A refusal that nobody hears is lost as well.
-                let _ = act(&mut self.lock());
+            Some(Fault::LoseReply | Fault::Halfway) => {
+                {
+                    let mut state = self.lock();
+                    state.is_halfway = fault == Some(Fault::Halfway);
+                    // A refusal that nobody hears is lost as well.
+                    let _ = act(&mut state);
+                    state.is_halfway = false;
+                }
                 tokio::time::sleep(LOST).await;
                 Err(lost())
             }
@@ -163,7 +168,11 @@ impl State {
                 nexus.is_unfenced = false;
                 nexus.is_there = false;
             }
-            volume.nexuses.push(Nexus { is_unfenced: true, ..new });
+            volume.nexuses.push(Nexus {
+                is_unfenced: true,
+                is_there: !self.is_halfway && new.is_there,
+                ..new
+            });
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Answer, Command, Doing, Next, Switchover};
+use super::{Answer, Command, Doing, FRONTENDS_MAX, Next, Switchover};
 use crate::cluster::record::{Frontend, PathState, Stage, SwitchOver};
 
 impl Switchover {
@@ -17,6 +17,7 @@ impl Switchover {
             (_, Some(PathState::Lost)) if self.unanswered.contains(node) => None,
             (Stage::Init | Stage::RepublishVolume, Some(PathState::Lost)) => Some(Answer::AlreadyTaken),
             (_, Some(PathState::Lost)) => Some(Answer::Later),
+            (_, None) if self.record.frontends.len() >= FRONTENDS_MAX => Some(Answer::Later),
             (_, Some(PathState::Replaced) | None) => {
                 self.join(node, endpoint, now, out);
                 None

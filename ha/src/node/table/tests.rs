@@ -172,6 +172,31 @@ fn a_volume_is_lost_only_when_no_path_carries_its_io() {
     assert_eq!(table.lost(), lost());
 }
 
+/// The kernel gives a path up at the end of ctrl_loss_tmo, or at the first refusal for good. What is deleted while it is
+/// live, or beside another path, is somebody's wish.
+#[test]
+fn a_volume_whose_last_path_goes_while_it_is_lost_is_told_of_once() {
+    let (mut table, now) = live();
+    table.observe(&[seen(1, ControllerState::Deleting)], now);
+    table.observe(&[], now);
+    assert!(table.take_bereft().is_empty(), "disconnected");
+    for is_seen_going in [false, true] {
+        let (mut table, now) = live();
+        table.observe(&[seen(1, ControllerState::Connecting), seen(2, ControllerState::Live)], now);
+        table.observe(&[seen(2, ControllerState::Live)], now);
+        assert!(table.take_bereft().is_empty(), "replaced");
+        table.observe(&[seen(2, ControllerState::Connecting)], now);
+        if is_seen_going {
+            table.observe(&[seen(2, ControllerState::Deleting)], now);
+            table.observe(&[seen(2, ControllerState::Deleting)], now);
+        }
+        assert!(table.take_bereft().is_empty());
+        table.observe(&[], now);
+        assert_eq!((table.take_bereft(), table.lost()), (lost(), BTreeSet::new()), "nothing brings it back");
+        assert!(table.take_bereft().is_empty(), "told");
+    }
+}
+
 /// Somebody connects: its controller is nobody's loss while that goes on, and none when it is taken back.
 #[test]
 fn a_connect_that_does_not_succeed_is_not_reported() {
