@@ -103,6 +103,13 @@ pub(crate) fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condi
         })
         .collect()
 }
+/// The reason of an event that tells of a condition. What a switchover waits for has a name of its own: of events with
+/// the same reason Kubernetes shows the first, and how many there were.
+pub(crate) fn event_reason(condition: &Condition) -> &str {
+    let obstacle = obstacle_of(condition).filter(|_| condition.type_ == CONDITION_SWITCHING_OVER);
+    obstacle.and_then(|text| text.split_once(':')).map_or(&condition.reason, |(name, _)| name)
+}
+
 /// Whether a condition is good news: what an event warns of is what somebody may have to act upon.
 pub(crate) fn is_good(condition: &Condition) -> bool {
     let is_true = condition.status == "True";
@@ -132,7 +139,7 @@ mod tests {
             switching("Init", "a lost its path", None, false),
             switching("RepublishVolume", "a lost its path", None, false),
             switching("ReplacePath", "node b serves", None, false),
-            switching("ReplacePath", "node b serves", Some("the agent is away"), false),
+            switching("ReplacePath", "node b serves", Some("AgentAway: it is away"), false),
             switching("ReplacePath", "node b serves", None, false),
             switching("DeleteTarget", "node b serves", None, false),
             switching("Successful", "moved, at one", None, true),
@@ -142,7 +149,9 @@ mod tests {
             let before = conditions.clone();
             transition_conditions(&mut conditions, &[transition], Some(1), Timestamp::UNIX_EPOCH);
             let news = news(&before, &conditions);
-            told.extend(news.into_iter().map(|it| (it.reason.clone(), it.message.clone(), is_good(it))));
+            told.extend(
+                news.into_iter().map(|it| (event_reason(it).to_owned(), it.message.clone(), is_good(it))),
+            );
         }
         let told: Vec<_> =
             told.iter().map(|(reason, text, is_good)| (&**reason, &**text, *is_good)).collect();
@@ -150,7 +159,7 @@ mod tests {
             told,
             [
                 ("Init", "a lost its path", false),
-                ("ReplacePath", "node b serves; not going on: the agent is away", false),
+                ("AgentAway", "node b serves; not going on: AgentAway: it is away", false),
                 ("Successful", "moved, at one", true),
                 ("Successful", "moved, at two", true),
                 ("Errored", "given up", false),

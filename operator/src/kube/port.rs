@@ -72,7 +72,7 @@ pub struct Transition {
     pub stage: String,
     /// A sentence.
     pub message: String,
-    /// What keeps it from going on, for somebody to do something about.
+    /// What keeps it from going on, for somebody to do something about: its name, a colon, a sentence.
     pub obstacle: Option<String>,
     /// It is not under way any more.
     pub is_over: bool,

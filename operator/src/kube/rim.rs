@@ -9,7 +9,7 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::condition::is_good;
+use super::condition::{event_reason, is_good};
 use super::merge::diff;
 use super::plan::{Managed, fields};
 
@@ -118,7 +118,7 @@ where
             let note: String = condition.message.chars().take(NOTE_LENGTH_MAX).collect();
             let event = Event {
                 type_: if is_good(condition) { EventType::Normal } else { EventType::Warning },
-                reason: condition.reason.clone(),
+                reason: event_reason(condition).to_owned(),
                 note: (!note.is_empty()).then_some(note),
                 action: condition.type_.clone(),
                 secondary: None,

@@ -33,7 +33,7 @@ pub struct Switchover {
     pub stage: String,
     /// What happened, and what somebody could do about it.
     pub message: String,
-    /// What keeps it from going on.
+    /// What keeps it from going on: its name, a colon, a sentence.
     pub obstacle: Option<String>,
     /// It has ended.
     pub is_over: bool,
@@ -60,6 +60,8 @@ struct Record {
     frontends: BTreeMap<String, serde_json::Value>,
     replaced: Option<Target>,
     target: Option<Target>,
+    /// What it waits for, by name: a word, or an object with that as its only key.
+    waiting_for: Option<serde_json::Value>,
     /// What it waits for, or why it was given up, in words.
     note: Option<String>,
     given_up: Option<String>,
@@ -186,7 +188,11 @@ impl Record {
             }
             None => message.push_str("; its target is being replaced"),
         }
-        let obstacle = self.note.clone();
+        let name = self.waiting_for.as_ref().and_then(|obstacle| match obstacle {
+            serde_json::Value::String(name) => Some(name.as_str()),
+            other => other.as_object()?.keys().next().map(String::as_str),
+        });
+        let obstacle = name.map(|name| format!("{name}: {}", self.note.as_deref().unwrap_or_default()));
         Switchover { stage: self.stage.clone(), message, obstacle, is_over: false }
     }
 
@@ -241,7 +247,7 @@ mod tests {
     fn a_switchover_under_way_says_who_waits_and_for_what() {
         let shown = golden().underway();
         assert_eq!((shown.stage.as_str(), shown.is_over), ("ReplacePath", false));
-        assert_eq!(shown.obstacle.as_deref(), Some("waiting for the agent on a to register"));
+        assert_eq!(shown.obstacle.as_deref(), Some("AgentAway: waiting for the agent on a to register"));
         assert_eq!(
             shown.message,
             "a, b lost the path to node n1, reported at 2026-01-01T00:00:00Z; node n2 serves the volume now"

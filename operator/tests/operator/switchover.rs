@@ -93,7 +93,7 @@ async fn every_stage_of_a_switchover_and_its_end_are_shown_at_the_nexus() {
         put(&lab, &record(stage)).await;
         let told = shown.until(stage, false).await;
         assert!(!told.is_over && !told.is_planned);
-        assert_eq!(told.obstacle.as_deref(), Some("waiting for the agent on a to register"));
+        assert_eq!(told.obstacle.as_deref(), Some("AgentAway: waiting for the agent on a to register"));
     }
     remove(&lab).await;
     let told = shown.until("Successful", true).await;
