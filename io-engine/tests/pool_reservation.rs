@@ -42,7 +42,7 @@ fn f1_a_cut_anywhere_leaves_the_old_reservation_or_the_new() {
         let replica = add(&pool, 1, MIB, true).await;
         write(&replica).await.expect("nothing is reserved");
         disk.record();
-        let (old, new) = (replica.opened_by(A), replica.of_host(B));
+        let (old, new) = (replica.opened_by(A).await, replica.of_host(B));
         // What had been answered after so many events.
         let mut states = vec![(0, report(&old).await)];
         for step in 0..7 {
@@ -86,7 +86,7 @@ fn f1_who_is_fenced_can_change_nothing_after_a_restart_either() {
         let pool = import(&disk, restarted()).await.expect("it is imported");
         let replica = get(&pool, 1);
         let blocks = LbaRange::new(Lba(0), io_engine::block::Blocks(8)).expect("a range");
-        for other in [replica.clone(), replica.of_host(B), replica.opened_by(A)] {
+        for other in [replica.clone(), replica.of_host(B), replica.opened_by(A).await] {
             assert!(conflicts(write(&other).await));
             assert!(conflicts(other.read(Lba(0), IoBuf::zeroed(PAGE)).await));
             assert!(conflicts(other.write_zeroes(blocks, WriteOptions::default()).await));
@@ -104,7 +104,7 @@ fn f1_who_is_fenced_can_change_nothing_after_a_restart_either() {
         }
         write(&replica.of_host(A)).await.expect("it holds it");
         // Whoever opens it again goes on under the key that is registered.
-        let again = replica.opened_by(A);
+        let again = replica.opened_by(A).await;
         again.acquire(KIND, 1).await.expect("it holds it");
         write(&again).await.expect("it holds it");
     });
@@ -124,7 +124,7 @@ fn d7_a_preempt_waits_for_a_write_of_the_preempted_that_the_disk_holds() {
             let (disk, pool) = still().await;
             let replica = add(&pool, 1, MIB, true).await;
             write(&replica).await.expect("nothing is reserved");
-            let old = if is_local { replica.opened_by(A) } else { replica.of_host(A) };
+            let old = if is_local { replica.opened_by(A).await } else { replica.of_host(A) };
             let new = replica.of_host(B);
             old.register(1).await.expect("room");
             old.acquire(KIND, 1).await.expect("free");
@@ -152,4 +152,43 @@ fn d7_a_preempt_waits_for_a_write_of_the_preempted_that_the_disk_holds() {
             stuck.await.expect("not aborted").expect("it had begun before");
         });
     }
+}
+
+/// A nexus that is made again in place has its predecessor's key, and the predecessor may have left a write behind.
+#[test]
+fn d7_a_replica_is_opened_when_what_its_older_openers_began_is_over() {
+    run(1, async {
+        let (disk, pool) = still().await;
+        let replica = add(&pool, 1, MIB, true).await;
+        write(&replica).await.expect("nothing is reserved");
+        let old = replica.opened_by(A).await;
+        old.register(1).await.expect("room");
+        old.acquire(KIND, 1).await.expect("free");
+        let data =
+            LbaRange::new(Lba(MIB / 512), io_engine::block::Blocks(16 * MIB / 512 / 2)).expect("a range");
+        let held = disk.faults().add(Fault::new(FaultOp::Write, Effect::Hold).within(data).times(1));
+        let stuck = {
+            let old = old.clone();
+            runtime::spawn(async move { write(&old).await })
+        };
+        while disk.faults().held() == 0 {
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
+        old.leave();
+        let refused = write(&old).await.expect_err("it has let go of it");
+        assert_eq!(refused.kind(), ErrorKind::PathLost);
+        let opening = {
+            let replica = replica.clone();
+            runtime::spawn(async move { replica.opened_by(A).await })
+        };
+        runtime::sleep(Duration::from_secs(1)).await;
+        assert!(!opening.is_finished(), "the write may still land");
+        disk.faults().remove(held);
+        let new = opening.await.expect("not aborted");
+        assert!(stuck.is_finished(), "it ended first");
+        new.register(1).await.expect("the same key");
+        new.acquire(KIND, 1).await.expect("it holds it");
+        write(&new).await.expect("it holds it");
+        assert_eq!(write(&old).await.expect_err("it stays away").kind(), ErrorKind::PathLost);
+    });
 }

@@ -81,8 +81,9 @@ impl Device for ChildDevice {
     }
 
     fn disconnect(&self) {
-        if let Self::Remote(remote) = self {
-            remote.close();
+        match self {
+            Self::Replica(replica) => replica.leave(),
+            Self::Remote(remote) => remote.close(),
         }
     }
 }
@@ -117,7 +118,7 @@ impl Parts for EngineParts {
         let found = (self.find_local)(uri)
             .ok_or_else(|| BlockError::new(ErrorKind::PathLost, format!("{uri} is not on this engine")))?;
         // Each nexus has a registration of its own, also beside another on this engine (SAFETY F1).
-        Ok(ChildDevice::Replica(found.opened_by(host_id(&self.host).0)))
+        Ok(ChildDevice::Replica(found.opened_by(host_id(&self.host).0).await))
     }
 
     fn store(&self) -> &Store {

@@ -31,9 +31,17 @@ pub(super) fn restored(core: &Core, replica: Uuid) -> Fence {
 }
 
 impl Replica {
-    /// A handle for somebody on this engine, whose host identifier is `host`, with a registration of its own.
-    pub fn opened_by(&self, host: Host) -> Self {
-        Self { shared: Rc::clone(&self.shared), caller: self.shared.fence.opener(host) }
+    /// A handle for somebody on this engine, whose host identifier is `host`, with a registration of its own. Nothing that
+    /// was begun through an older one is being executed any more when this returns.
+    pub async fn opened_by(&self, host: Host) -> Self {
+        let opened = Self { shared: Rc::clone(&self.shared), caller: self.shared.fence.opener(host) };
+        opened.shared.fence.older_ended(&opened.caller).await;
+        opened
+    }
+
+    /// Lets go of the replica: what this handle has begun goes on, what it asks for from now on is refused.
+    pub fn leave(&self) {
+        self.shared.fence.leave(&self.caller);
     }
 
     /// Lets a request in that reads or writes.

@@ -54,12 +54,14 @@ pub struct Caller {
     identity: Identity,
     /// Of an opener: the key that it registered.
     key: Cell<Option<u64>>,
+    /// Of an opener: it is done with the replica, and what it asks for from now on is refused.
+    has_left: Cell<bool>,
     busy: RefCell<Rc<Busy>>,
 }
 
 impl Caller {
     fn new(identity: Identity) -> Rc<Self> {
-        Rc::new(Self { identity, key: Cell::new(None), busy: RefCell::default() })
+        Rc::new(Self { identity, key: Cell::new(None), has_left: Cell::new(false), busy: RefCell::default() })
     }
 
     fn host(&self) -> Option<Host> {
@@ -213,8 +215,33 @@ impl Fence {
         caller
     }
 
+    /// An opener leaves: what it has begun goes on, and nothing follows.
+    pub fn leave(&self, opener: &Caller) {
+        if matches!(opener.identity, Identity::Opener(_)) {
+            opener.has_left.set(true);
+        }
+    }
+
+    /// Returns when nothing is being executed any more that was begun by those on this engine who opened the replica
+    /// before `opener` (SAFETY D7). They may share its key: a nexus that is made again in place has that of its
+    /// predecessor, which is no stranger then.
+    pub async fn older_ended(&self, opener: &Rc<Caller>) {
+        let callers: Vec<_> = self.callers.borrow().iter().filter_map(Weak::upgrade).collect();
+        // In the order in which they came.
+        for older in callers.iter().take_while(|caller| !Rc::ptr_eq(caller, opener)) {
+            let is_local = matches!(older.identity, Identity::Opener(_));
+            if is_local && older.busy.borrow().executing.get() > 0 {
+                self.leaving.borrow_mut().push(older.busy.take());
+            }
+        }
+        self.drained().await;
+    }
+
     /// Lets a command in, or says that it conflicts.
     pub fn admit(&self, caller: &Caller, access: Access) -> Result<Admitted, BlockError> {
+        if caller.has_left.get() {
+            return Err(BlockError::new(ErrorKind::PathLost, "whoever opened the replica has let go of it"));
+        }
         if !caller.may(&self.state.borrow(), access) {
             return Err(conflict());
         }

@@ -94,6 +94,36 @@ fn f1_a_nexus_that_is_to_replace_nobody_is_refused() {
     });
 }
 
+/// The engine was killed: its replicas still have its host's registration and the dead nexus's key. Only the key says
+/// which nexus that was, and whether it is dead only the caller knows: another key is another nexus, which may serve, so
+/// whoever is to replace nobody is refused. The same nexus, made again, goes on under its key.
+#[test]
+fn f1_after_an_engines_restart_only_the_same_nexus_is_made_again_without_replacing() {
+    run(async || {
+        let world = World::new(2);
+        let first = old(&world, &[0, 1]).await;
+        put(&first, 0, 1).await;
+        crash(first).await;
+        world.replicas.iter().for_each(|replica| replica.restart_engine());
+        let nobody = |key| {
+            let mut spec = held(&world, &[0, 1], key);
+            spec.reservation.as_mut().unwrap().preempt = Preempt::Nobody;
+            spec
+        };
+        let refused = world.create(nobody(2)).await.err();
+        assert!(matches!(refused, Some(NexusError::Reserved { .. })), "{refused:?}");
+        for replica in &world.replicas {
+            let keys: Vec<_> = replica.reservations().registrants.iter().map(|it| it.key).collect();
+            assert_eq!(keys, [1], "nothing was taken");
+        }
+        let begun = runtime::now();
+        let again = world.create(nobody(1)).await.expect("it is the one that is registered");
+        assert_eq!(get(&again, 0).await, 1);
+        assert!(runtime::now().duration_since(begun) < limits::LEASE, "it replaced nobody");
+        put(&again, 0, 2).await;
+    });
+}
+
 #[test]
 fn f1_a_nexus_that_replaced_another_waits_for_its_lease() {
     run(async || {
