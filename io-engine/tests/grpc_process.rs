@@ -213,6 +213,7 @@ async fn a_nexus_mirrors_over_engines() {
         cntlids: 1..=2,
         reservation: None,
         standby: false,
+        given_up: Vec::new(),
         children: uris.clone(),
         info_key: None,
     };
@@ -261,6 +262,7 @@ async fn c3_a_replica_that_a_standby_is_opening_is_not_destroyed() {
         cntlids: 1..=2,
         reservation: None,
         standby: true,
+        given_up: Vec::new(),
         children: vec![made.uri, remote],
         info_key: None,
     };
@@ -277,6 +279,34 @@ async fn c3_a_replica_that_a_standby_is_opening_is_not_destroyed() {
     assert_eq!(api.get_ana_state(uuid).await, Ok(AnaState::Inaccessible), "it stands by as before");
     api.destroy_replica(Call::plain(), destroy).await.expect("nobody uses it");
     api.destroy_nexus(Call::plain(), uuid).await.expect("destroyed");
+}
+
+/// Without a word about them all children of a new volume have to be there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn d3_a_replica_that_is_given_up_is_not_waited_for() {
+    let engine = Process::start().await;
+    let (api, disk) = (engine.api(), engine.disk("a", 128 * MIB));
+    api.create_pool(Call::plain(), pool("p", &disk)).await.expect("made");
+    let made = api.create_replica(Call::plain(), replica(1, "p", None)).await.expect("made");
+    let away = Uuid::from_u128(2);
+    let remote = format!("nvmf+tcp://127.0.0.1:1/nqn.2019-05.io.openebs:x?uuid={away}");
+    let waits = CreateNexus {
+        name: Uuid::from_u128(8).to_string(),
+        uuid: Uuid::from_u128(9),
+        size_bytes: 16 * MIB,
+        cntlids: 1..=2,
+        reservation: None,
+        standby: false,
+        children: vec![made.uri, remote],
+        info_key: None,
+        given_up: Vec::new(),
+    };
+    let refused = api.create_nexus(Call::plain(), waits.clone()).await.expect_err("a child is away");
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+    let gives_up = CreateNexus { given_up: vec![away], ..waits };
+    let nexus = api.create_nexus(Call::plain(), gives_up).await.expect("nobody waits for it");
+    assert_eq!(nexus.state, NexusState::Degraded);
+    api.destroy_nexus(Call::plain(), nexus.uuid).await.expect("destroyed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

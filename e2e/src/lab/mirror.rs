@@ -124,6 +124,7 @@ impl Mirror {
             cntlids: self.cntlids.clone(),
             reservation: None,
             standby: false,
+            given_up: Vec::new(),
             children: self.copies.iter().map(|copy| copy.uri.clone()).collect(),
             info_key: Some(self.record_key()),
         };

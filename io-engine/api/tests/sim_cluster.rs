@@ -47,6 +47,7 @@ fn create(children: Vec<String>) -> CreateNexus {
         cntlids: 1..=2,
         reservation: None,
         standby: false,
+        given_up: Vec::new(),
         children,
         info_key: None,
     }

@@ -138,6 +138,7 @@ async fn publish(engine: &GrpcEngine, disk: &Path) -> anyhow::Result<String> {
         cntlids: CNTLID_RANGE,
         reservation: None,
         standby: false,
+        given_up: Vec::new(),
         children: vec![replica.uri],
         info_key: None,
     };

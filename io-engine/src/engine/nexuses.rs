@@ -337,7 +337,7 @@ impl Core {
             size_bytes: request.size_bytes,
             children: children.clone(),
             record_key,
-            given_up: Vec::new(),
+            given_up: request.given_up,
             rebuild_bytes_per_second: None,
             reservation: request.reservation.map(reservation),
         };

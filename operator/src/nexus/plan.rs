@@ -50,7 +50,10 @@ fn create(
         wait_for_members(&away, notes);
         return None;
     }
-    let create = |children| Step::CreateNexus { nexus: nexus.spec.uuid, children };
+    let given_up = given_up(volume, &away);
+    let create =
+        |children| Step::CreateNexus { nexus: nexus.spec.uuid, children, given_up: given_up.clone() };
+    note_waited_for(view, &away, notes);
     if volume.is_switching() {
         return create_without_waiting(view, volume, target, &reachable, create, notes);
     }
@@ -63,6 +66,36 @@ fn create(
     match child_uris(view, target, &reachable) {
         Ok(children) => notes.unless_barred(create(children)),
         Err(step) => notes.unless_barred(step),
+    }
+}
+
+/// Members that the volume's policy waits for no longer.
+fn given_up(volume: &VolumeSpec, away: &[&ReplicaView]) -> Vec<Uuid> {
+    let Some(limit) = volume.policy.give_up_after else { return Vec::new() };
+    away.iter().filter(|replica| replica.away_for >= limit).map(|replica| replica.spec.uuid).collect()
+}
+
+/// Says for whom an engine waits, which refused to begin without these: those in reach lost power, and one that is away
+/// may not have (SAFETY D3).
+fn note_waited_for(view: &VolumeView, away: &[&ReplicaView], notes: &mut Notes<'_>) {
+    let refusals: Vec<&String> = view
+        .barred
+        .iter()
+        .filter(|(step, _)| matches!(step, Step::CreateNexus { .. } | Step::ActivateNexus { .. }))
+        .map(|(_, why)| why)
+        .collect();
+    // The engine names the replicas that could end the wait.
+    let is_named = |replica: &&&ReplicaView| {
+        let id = replica.spec.uuid.to_string();
+        refusals.iter().any(|why| why.contains(&id))
+    };
+    for replica in away.iter().filter(is_named) {
+        let (id, node) = (replica.spec.uuid, &replica.node);
+        let text = format!(
+            "replica {id} on node {node} may have what those in reach lost with their power: the volume waits until it \
+             can be reached; to go on without it, and lose what only it has, set policy.giveUpAfter"
+        );
+        notes.wait(ReasonCode::WaitingForMember, text);
     }
 }
 

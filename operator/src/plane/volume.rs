@@ -43,16 +43,14 @@ pub(super) fn create_from(origin: Origin, spec: &VolumeCrSpec) -> Result<CreateV
 /// What the operator does not act on yet is refused, so that nobody counts on it.
 pub(super) fn policy_from(policy: &Policy) -> Result<VolumePolicy> {
     let refuse = |text: &str| Err(ServiceError::new(ErrorKind::Unimplemented, text));
-    if policy.give_up_after.is_some() {
-        return refuse(
-            "policy.giveUpAfter is not acted on yet: remove it; a volume waits for the replica that condition Ready \
-             names",
-        );
-    }
     if policy.spare_preference != SparePreference::default() {
         return refuse("policy.sparePreference can only be MostFree yet: set it so, or remove it");
     }
-    Ok(VolumePolicy { self_heal: policy.self_heal, replace_after: Some(policy.replace_after.duration()) })
+    Ok(VolumePolicy {
+        self_heal: policy.self_heal,
+        replace_after: Some(policy.replace_after.duration()),
+        give_up_after: policy.give_up_after.map(Period::duration),
+    })
 }
 
 /// "*" alone is anybody; an empty list is nobody (SAFETY C8).
@@ -140,6 +138,7 @@ fn cr_spec(spec: &VolumeSpec) -> VolumeCrSpec {
     if let Some(replace_after) = spec.policy.replace_after {
         policy.replace_after = Period::from_secs(replace_after.as_secs());
     }
+    policy.give_up_after = spec.policy.give_up_after.map(|after| Period::from_secs(after.as_secs()));
     let publish = |target: &TargetSpec| Publish {
         node: Some(target.node.clone()),
         allowed_hosts: ordered_like(
@@ -394,7 +393,7 @@ mod tests {
     fn a_policy_that_nothing_acts_on_is_refused() {
         assert!(policy_from(&Policy::default()).is_ok());
         let gives_up = Policy { give_up_after: Some("1h".parse().unwrap()), ..Policy::default() };
-        assert!(policy_from(&gives_up).unwrap_err().to_string().contains("giveUpAfter"));
+        assert_eq!(policy_from(&gives_up).unwrap().give_up_after, Some(std::time::Duration::from_secs(3600)));
         let picky = Policy { spare_preference: SparePreference::SameNode, ..Policy::default() };
         assert!(policy_from(&picky).unwrap_err().to_string().contains("sparePreference"));
     }

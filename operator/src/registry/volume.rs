@@ -144,11 +144,15 @@ pub struct VolumePolicy {
     /// How long a replica may be away before it is replaced; the operator's default where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replace_after: Option<Duration>,
+    /// How long a replica may be away that the volume waits for, because those in reach lost power and it may not have;
+    /// then it is given up, and what only it has is lost. Never where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub give_up_after: Option<Duration>,
 }
 
 impl Default for VolumePolicy {
     fn default() -> Self {
-        Self { self_heal: true, replace_after: None }
+        Self { self_heal: true, replace_after: None, give_up_after: None }
     }
 }
 

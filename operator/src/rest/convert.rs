@@ -308,7 +308,7 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
 }
 
 pub(super) fn policy_from(policy: api::VolumePolicy) -> VolumePolicy {
-    VolumePolicy { self_heal: policy.self_heal, replace_after: None }
+    VolumePolicy { self_heal: policy.self_heal, ..VolumePolicy::default() }
 }
 
 pub(super) fn topology_from(topology: api::Topology) -> Topology {

@@ -54,8 +54,15 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
             Ok(())
         }
         Step::ReserveNexus { nexus } => reserve_nexus(core, volume, *nexus).await,
-        Step::CreateNexus { nexus, children } => create_nexus(core, volume, *nexus, children, false).await,
-        Step::CreateStandby { nexus, children } => create_nexus(core, volume, *nexus, children, true).await,
+        Step::CreateNexus { nexus, children, given_up } => {
+            if !given_up.is_empty() {
+                warn!(volume.id = %volume, ?given_up, "replicas that are away are given up, as the volume's policy says");
+            }
+            create_nexus(core, volume, *nexus, children, given_up, false).await
+        }
+        Step::CreateStandby { nexus, children } => {
+            create_nexus(core, volume, *nexus, children, &[], true).await
+        }
         Step::ActivateNexus { nexus } => activate_nexus(core, *nexus).await,
         Step::ShutdownNexus { nexus } => shutdown_nexus(core, *nexus).await,
         Step::NoteShutdown { nexus } => set_nexus(core, *nexus, |n| n.is_shutdown = true).await,
@@ -281,7 +288,14 @@ fn reservation(key: u64) -> Option<Reservation> {
     })
 }
 
-async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String], standby: bool) -> Result<()> {
+async fn create_nexus(
+    core: &Core,
+    volume: Uuid,
+    id: Uuid,
+    children: &[String],
+    given_up: &[Uuid],
+    standby: bool,
+) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let keys = core.registry.objects().keys();
     let request = CreateNexus {
@@ -293,6 +307,7 @@ async fn create_nexus(core: &Core, volume: Uuid, id: Uuid, children: &[String], 
         standby,
         children: children.to_vec(),
         info_key: Some(keys.nexus_info(&volume.to_string(), &id.to_string())),
+        given_up: given_up.to_vec(),
     };
     let outcome = core
         .engines

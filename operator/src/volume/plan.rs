@@ -60,8 +60,8 @@ pub enum Step {
     ForgetReplica { replica: Uuid },
     /// Write the intent to make the target's nexus.
     ReserveNexus { nexus: Uuid },
-    /// Make it, of these children.
-    CreateNexus { nexus: Uuid, children: Vec<String> },
+    /// Make it, of these children, without waiting for replicas that are given up.
+    CreateNexus { nexus: Uuid, children: Vec<String>, given_up: Vec<Uuid> },
     /// Export it to these hosts.
     PublishNexus { nexus: Uuid, hosts: Vec<String> },
     /// Make it of these children and let it stand by: it touches none of them and is inaccessible.
@@ -119,6 +119,8 @@ pub enum ReasonCode {
     NoHealthyReplica,
     /// Healthy replicas are waited for before the nexus is made again.
     WaitingForReplicas,
+    /// A replica that cannot be reached may be the only one that did not lose power: it is waited for, or given up.
+    WaitingForMember,
     /// A child is being rebuilt.
     Rebuilding,
     /// A replica is away, and the policy waits for it.

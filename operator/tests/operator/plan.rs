@@ -331,7 +331,7 @@ fn a_target_is_reserved_made_of_local_and_exported_remote_replicas_published_and
     assert_eq!(to_another.step(), Step::ShareReplica { replica: id(2), hosts: vec![node_host_nqn("a")] });
     assert_eq!(
         creating().step(),
-        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)] }
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)], given_up: Vec::new() }
     );
 
     let made = creating().with(|view| {
@@ -456,11 +456,15 @@ fn c8_a_replica_admits_the_engine_of_the_new_target_once_the_old_one_is_stopped(
     assert_eq!(scene.step(), Step::ShareReplica { replica: id(1), hosts: vec![node_host_nqn("b")] });
     let local = format!("bdev:///{}?uuid={}", id(2), id(2));
     let shared = scene.with(|view| view.replicas[0].presence = Presence::Here(shared_to(1, "a", "b")));
-    let both = Step::CreateNexus { nexus: id(0x91), children: vec![uri_of(1), local.clone()] };
+    let both =
+        Step::CreateNexus { nexus: id(0x91), children: vec![uri_of(1), local.clone()], given_up: Vec::new() };
     assert_eq!(shared.step(), both);
     // What is beside the old target may be cut off with it.
     let cut = shared.with(|view| drop(view.barred.insert(both, "a child cannot be opened".into())));
-    assert_eq!(cut.step(), Step::CreateNexus { nexus: id(0x91), children: vec![local] });
+    assert_eq!(
+        cut.step(),
+        Step::CreateNexus { nexus: id(0x91), children: vec![local], given_up: Vec::new() }
+    );
 }
 
 #[test]
@@ -592,11 +596,14 @@ fn a_nexus_that_a_restart_lost_is_made_of_the_replicas_that_have_all_data() {
         Scene::new().published(Presence::Missing).with(|view| drop(view.records.insert(id(NEXUS), record)))
     };
     let both = lost(&[1, 2]);
-    assert_eq!(both.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)] });
+    assert_eq!(
+        both.step(),
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1), uri_of(2)], given_up: Vec::new() }
+    );
     let one = lost(&[2]);
     assert_eq!(
         one.step(),
-        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)] },
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)], given_up: Vec::new() },
         "1 missed writes"
     );
     // The registry noted both as healthy before the operator went down: the record is newer and decides.
@@ -610,7 +617,10 @@ fn healthy_replicas_are_waited_for_shortly_before_a_nexus_is_made_without_them()
     let scene = Scene::new().published(Presence::Missing).gone(1, Duration::ZERO);
     assert_eq!(scene.codes(), [ReasonCode::WaitingForReplicas]);
     let later = scene.with(|view| view.nexuses[0].missing_for = LONG);
-    assert_eq!(later.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1)] });
+    assert_eq!(
+        later.step(),
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(1)], given_up: Vec::new() }
+    );
 }
 
 #[test]
@@ -820,7 +830,10 @@ fn the_record_of_the_nexus_before_decides_until_the_new_one_has_its_own() {
         volume.operation = Some(VolumeOperation::Publish);
     });
     let old = scene.with(|view| drop(view.records.insert(id(0x80), record(&[2], &[1, 2]))));
-    assert_eq!(old.step(), Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)] });
+    assert_eq!(
+        old.step(),
+        Step::CreateNexus { nexus: id(NEXUS), children: vec![uri_of(2)], given_up: Vec::new() }
+    );
     let made = old.with(|view| {
         view.nexuses[0].presence = Presence::Here(shown_nexus(&[child(2, ChildState::Online)]));
         view.records.insert(id(NEXUS), record(&[2], &[2]));
@@ -828,4 +841,34 @@ fn the_record_of_the_nexus_before_decides_until_the_new_one_has_its_own() {
     assert_eq!(made.step(), Step::DropRecord { nexus: id(0x80) });
     let dropped = made.with(|view| drop(view.records.remove(&id(0x80))));
     assert_eq!(dropped.step(), Step::FinishOperation);
+}
+
+/// The engine's refusal when only members that lost power can be reached: it names who may end the wait.
+#[test]
+fn d3_a_member_that_is_waited_for_is_named_and_given_up_only_when_the_policy_says_so() {
+    let create = |given_up: &[u128]| Step::CreateNexus {
+        nexus: id(NEXUS),
+        children: vec![uri_of(1)],
+        given_up: given_up.iter().map(|n| id(*n)).collect(),
+    };
+    let away = |for_how_long| {
+        Scene::new().published(Presence::Missing).gone(1, for_how_long).with(|view| {
+            view.nexuses[0].missing_for = LONG;
+        })
+    };
+    let hour = Duration::from_secs(3600);
+    assert_eq!(away(Duration::ZERO).step(), create(&[]));
+    let why = format!("waiting for members [{}]: those that can be reached lost power", id(2));
+    let waits = away(hour / 2).with(|view| drop(view.barred.insert(create(&[]), why.clone())));
+    assert!(waits.codes().contains(&ReasonCode::WaitingForMember), "{:?}", waits.codes());
+    let text = waits.texts();
+    assert!(text.contains(&format!("replica {} on node b", id(2))) && text.contains("giveUpAfter"), "{text}");
+    let patient = waits.volume(|volume| volume.policy.give_up_after = Some(hour));
+    assert!(patient.codes().contains(&ReasonCode::WaitingForMember), "not yet");
+    let long = away(hour).volume(|volume| volume.policy.give_up_after = Some(hour));
+    let long = long.with(|view| drop(view.barred.insert(create(&[]), why)));
+    assert_eq!(long.step(), create(&[2]), "tried at once");
+    // Refused for another reason, nobody is waited for.
+    let other = away(hour).with(|view| drop(view.barred.insert(create(&[]), "no room".into())));
+    assert!(!other.codes().contains(&ReasonCode::WaitingForMember), "{:?}", other.codes());
 }

@@ -162,6 +162,10 @@ impl TryFrom<proto::CreateNexusRequest> for CreateNexus {
             children: request.children,
             info_key: Some(request.nexus_info_key).filter(|key| !key.is_empty()),
             standby: request.standby,
+            given_up: {
+                let replicas = request.given_up.iter();
+                replicas.map(|id| uuid("CreateNexusRequest.given_up", id)).collect::<Result<_, _>>()?
+            },
         })
     }
 }
@@ -195,6 +199,7 @@ impl From<CreateNexus> for proto::CreateNexusRequest {
             resv_type: kind.map(Into::into),
             preempt_policy: policy.into(),
             standby: request.standby,
+            given_up: request.given_up.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -474,6 +479,7 @@ mod tests {
             }),
             info_key: Some("/key".into()),
             standby: true,
+            given_up: vec![Uuid::from_u128(6)],
             ..CreateNexus::try_from(request()).expect("fine")
         };
         let wire = proto::CreateNexusRequest::from(ours.clone());

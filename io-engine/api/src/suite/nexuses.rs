@@ -37,6 +37,7 @@ fn create_nexus(children: &[String]) -> CreateNexus {
         children: children.to_vec(),
         // Each story is a volume of its own, with no record of an earlier one.
         info_key: Some(Uuid::new_v4().to_string()),
+        given_up: Vec::new(),
     }
 }
 

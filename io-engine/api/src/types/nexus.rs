@@ -189,6 +189,9 @@ pub struct CreateNexus {
     pub children: Vec<String>,
     /// Key of its record in the store; its uuid where absent.
     pub info_key: Option<String>,
+    /// Replicas that are not waited for, although those in reach lost power and these may not have: what only they have
+    /// is lost (SAFETY D3).
+    pub given_up: Vec<Uuid>,
 }
 
 /// The child to add to a nexus.

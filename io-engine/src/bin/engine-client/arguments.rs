@@ -229,6 +229,9 @@ pub(crate) enum NexusCommand {
         /// Key of its record in the store [default: its uuid]
         #[arg(long, value_name = "KEY")]
         info_key: Option<String>,
+        /// Do not wait for this replica, and lose what only it has; repeat for several
+        #[arg(long = "give-up", value_name = "UUID")]
+        given_up: Vec<Uuid>,
     },
     /// Remove a nexus; its children keep their data
     Destroy(NexusName),

@@ -148,7 +148,7 @@ impl Session<'_> {
             NexusCommand::List => {
                 engine.list_nexuses().await.map(View::Nexuses).map_err(self.asked("list the nexuses"))
             }
-            NexusCommand::Create { name, size: Size(size_bytes), children, uuid, info_key } => {
+            NexusCommand::Create { name, size: Size(size_bytes), children, uuid, info_key, given_up } => {
                 let asked = self.asked(format!("create nexus {name}"));
                 let request = CreateNexus {
                     name,
@@ -159,6 +159,7 @@ impl Session<'_> {
                     standby: false,
                     children,
                     info_key,
+                    given_up,
                 };
                 engine.create_nexus(call, request).await.map(View::Nexus).map_err(asked)
             }
