@@ -42,6 +42,11 @@ test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_h
 	cargo test --workspace --doc --quiet
 	@$(MAKE) --no-print-directory loom
 
+.PHONY: test-failover
+test-failover: lab ## Run all stories of failover, the long ones too that test leaves out (about 10 minutes)
+	cargo build --bins -p e2e -p io-engine -p operator -p ha -p csi
+	RUST_LIB_BACKTRACE=0 cargo nextest run --profile failover -p e2e
+
 .PHONY: loom
 loom: setup ## Try every interleaving of what threads share (loom); a part of test
 	@# A build of its own beside the usual one: the flag is for every crate.

@@ -22,12 +22,22 @@ pub struct AppOptions {
     pub pause_ms: u64,
     /// Threads of the load.
     pub threads: u64,
+    /// How often its progress can be seen; that costs an emulated processor something.
+    pub tick_ms: u64,
 }
 
 impl AppOptions {
     /// A usual one.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), files: 8, kib_each: 1024, blocks: 512, pause_ms: 5, threads: 4 }
+        Self {
+            name: name.to_owned(),
+            files: 8,
+            kib_each: 1024,
+            blocks: 512,
+            pause_ms: 5,
+            threads: 4,
+            tick_ms: 50,
+        }
     }
 }
 
@@ -115,6 +125,7 @@ fn load_options(options: &AppOptions, path: &str) -> IoOptions {
         pause_ms: options.pause_ms,
         blocks: options.blocks,
         threads: options.threads,
+        tick_ms: options.tick_ms,
         ..IoOptions::new(&options.name, path)
     }
 }

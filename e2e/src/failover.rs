@@ -103,7 +103,10 @@ impl Stand {
         step("an operator", lab.start_operators(parts.operators)).await?;
         step(&format!("{} engines", setup.engines), lab.start_engines(parts.engines)).await?;
         step("a cluster agent", lab.start_ha_clusters(1)).await?;
-        let boot = BootOptions { kernel: setup.kernel, ..BootOptions::default() }.with_agents()?;
+        // A host that loses many paths says so each second; its serial line is slow. Its log has all of it.
+        let kernel_arguments = "loglevel=3".to_owned();
+        let boot = BootOptions { kernel: setup.kernel, kernel_arguments, ..BootOptions::default() };
+        let boot = boot.with_agents()?;
         step("a Linux host with our agents", lab.boot_host(boot)).await?;
         let host = lab.hosts.remove(0);
         println!("    {}", host.kernel());

@@ -88,6 +88,12 @@ impl Stand {
         self.wait_logged(outage, volume.id, &format!("stage={stage:?}")).await
     }
 
+    /// Waits until the switchover of a volume has ended; returns how long after the fault, in ms.
+    pub async fn ended(&self, outage: &Outage, volume: &Served) -> Result<u64> {
+        let at = self.wait_logged(outage, volume.id, "switchover ended").await?;
+        Ok(u64::try_from(at.duration_since(outage.at).as_millis())?)
+    }
+
     /// Waits until the cluster agent has said something of a volume since a fault, and returns when it did.
     async fn wait_logged(&self, outage: &Outage, volume: Uuid, words: &str) -> Result<Timestamp> {
         let agent = &self.lab.ha_clusters[0];

@@ -27,9 +27,6 @@ use super::pattern::{BLOCK_BYTES, Origin, split_mix};
 /// A dead disk makes errors faster than anybody reads them; the count goes on, the list does not.
 const EVENTS_MAX: usize = 1000;
 
-/// How often the progress is written and the stop file looked for.
-const TICK: Duration = Duration::from_millis(50);
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
 pub struct IoOptions {
     /// Names the stop and progress files, `/run/io-NAME.stop` and `/run/io-NAME.json`
@@ -55,6 +52,9 @@ pub struct IoOptions {
     /// How long operations in flight are waited for at the end
     #[arg(long, default_value_t = 60_000)]
     pub drain_ms: u64,
+    /// How often the progress is written and the stop file looked for
+    #[arg(long, default_value_t = 50)]
+    pub tick_ms: u64,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// What every block should hold: read at the start when it exists, written at the end
@@ -77,6 +77,7 @@ impl IoOptions {
             pause_ms: 0,
             stall_ms: 250,
             drain_ms: 60_000,
+            tick_ms: 50,
             seed: 1,
             state: None,
             check: false,
@@ -94,6 +95,7 @@ impl IoOptions {
             format!("--pause-ms={}", self.pause_ms),
             format!("--stall-ms={}", self.stall_ms),
             format!("--drain-ms={}", self.drain_ms),
+            format!("--tick-ms={}", self.tick_ms),
             format!("--seed={}", self.seed),
         ];
         arguments.extend(self.state.iter().map(|state| format!("--state={}", state.display())));
@@ -244,7 +246,7 @@ pub fn run(options: &IoOptions) -> Result<Summary> {
             stop.store(true, Ordering::Relaxed);
             stopped_at = Some(Instant::now());
         }
-        thread::park_timeout(TICK);
+        thread::park_timeout(Duration::from_millis(options.tick_ms));
     };
     // A thread that hangs in the kernel cannot be joined, and what it was writing is unknown: no state then.
     if workers.iter().all(|(_, handle)| handle.is_finished()) {
