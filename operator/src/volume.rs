@@ -7,6 +7,7 @@
 pub(crate) mod apply;
 pub(crate) mod converge;
 pub mod hosts;
+mod inherit;
 pub(crate) mod observe;
 pub mod plan;
 pub mod republish;

@@ -8,6 +8,7 @@ use store::StoreError;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::inherit::hand_record_on;
 use super::plan::Step;
 use crate::core::Core;
 use crate::error::{ErrorKind, Result, ServiceError};
@@ -297,6 +298,10 @@ async fn create_nexus(
     standby: bool,
 ) -> Result<()> {
     let spec = nexus_spec(core, id)?;
+    // One that stands by is made while the one before it serves, whose record is not final.
+    if !standby {
+        hand_record_on(core, volume, id).await?;
+    }
     let keys = core.registry.objects().keys();
     let request = CreateNexus {
         name: volume.to_string(),

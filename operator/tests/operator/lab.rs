@@ -113,7 +113,25 @@ impl Lab {
 
     /// What the record of a nexus says, as an engine would read it.
     pub(crate) fn record(&self, volume: Uuid, nexus: Uuid) -> Option<serde_json::Value> {
-        let key = keys().nexus_info(&volume.to_string(), &nexus.to_string());
+        self.record_beside(volume, nexus, "")
+    }
+
+    /// Writes one, as an engine would; engines in memory keep none.
+    pub(crate) async fn write_record(
+        &self,
+        operator: &Operator,
+        volume: Uuid,
+        nexus: Uuid,
+        beside: &str,
+        document: &serde_json::Map<String, serde_json::Value>,
+    ) {
+        let key = format!("{}{beside}", keys().nexus_info(&volume.to_string(), &nexus.to_string()));
+        operator.core.registry.objects().write_key(&key, None, document).await.unwrap();
+    }
+
+    /// What stands beside it.
+    pub(crate) fn record_beside(&self, volume: Uuid, nexus: Uuid, beside: &str) -> Option<serde_json::Value> {
+        let key = format!("{}{beside}", keys().nexus_info(&volume.to_string(), &nexus.to_string()));
         let found = self.store.dump().into_iter().find(|record| record.key == key);
         found.map(|record| serde_json::from_slice(&record.value).unwrap())
     }

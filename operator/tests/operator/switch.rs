@@ -112,6 +112,34 @@ async fn f1_a_target_whose_node_was_killed_is_still_locked_out_when_it_returns()
     assert_eq!(operator.status(V), VolumeStatus::Online, "its replica is back");
 }
 
+/// A new nexus without its predecessor's record would not know whom it is without, and whoever returns would be copied
+/// whole.
+#[tokio::test(start_paused = true)]
+async fn d4_a_new_target_begins_with_the_record_of_the_one_it_replaces() {
+    let lab = Lab::new(&["a", "b"]);
+    let (operator, old) = published(&lab).await;
+    let document = |text: &str| serde_json::from_str(text).unwrap();
+    let children = operator
+        .core
+        .registry
+        .all::<operator::registry::ReplicaSpec>()
+        .into_iter()
+        .map(|it| it.uuid)
+        .map(|it| format!(r#"{{"uuid":"{it}","healthy":true}}"#));
+    let children = children.collect::<Vec<_>>().join(",");
+    let record = document(&format!(r#"{{"clean_shutdown":false,"children":[{children}]}}"#));
+    lab.write_record(&operator, V, old.nexus, "", &record).await;
+    let epochs = document(r#"{"writer":"w","sequence":4,"epoch":{"counter":9}}"#);
+    lab.write_record(&operator, V, old.nexus, "/membership", &epochs).await;
+    lab.engine("a").kill();
+    let new = republish(&operator, reuse()).await;
+    assert_eq!(lab.record(V, old.nexus).unwrap()["do_self_shutdown"], true, "it cannot change any more");
+    let handed = lab.record(V, new.nexus).expect("a record");
+    assert_eq!((&handed["children"], &handed["do_self_shutdown"]), (&record["children"], &false.into()));
+    let handed = lab.record_beside(V, new.nexus, "/membership").expect("epochs");
+    assert_eq!((&handed["epoch"], &handed["sequence"]), (&epochs["epoch"], &epochs["sequence"]));
+}
+
 /// H-7.
 #[tokio::test(start_paused = true)]
 async fn f1_a_target_that_hosts_and_engines_lost_is_locked_out_when_its_path_is_back() {
