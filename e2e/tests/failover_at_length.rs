@@ -137,8 +137,9 @@ async fn killed_in_mid_switchover(
         all_engines_return(stand, &outage).await?;
         stand.stands_as_before(host).await?;
         load.goes_on().await?;
-        println!("    {}", stand.copied(stand.volume()).await?);
-        Ok(())
+        let copied = stand.copied(stand.volume()).await?;
+        println!("    {copied}");
+        copied.check()
     })
     .await
 }
@@ -218,7 +219,9 @@ async fn a_host_waits_without_an_error_while_the_store_is_away_or_two_engines_ar
         }
         stand.stands_as_before(&host).await?;
         for volume in &stand.volumes {
-            println!("    {}", stand.copied(volume).await?);
+            let copied = stand.copied(volume).await?;
+            println!("    {copied}");
+            copied.check()?;
         }
         Ok(())
     })

@@ -69,8 +69,9 @@ async fn its_engine_is(fault: Fault, stand: &mut Stand, host: &LinuxHost, load: 
         stand.relent(&outage).await?;
         stand.stands_as_before(host).await?;
         load.goes_on().await?;
-        println!("    {}", stand.copied(&volume).await?);
-        Ok(())
+        let copied = stand.copied(&volume).await?;
+        println!("    {copied}");
+        copied.check()
     })
     .await
 }
