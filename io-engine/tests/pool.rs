@@ -358,26 +358,6 @@ fn d2_a_sequential_writer_opens_regions_ahead_and_a_random_one_does_not() {
     });
 }
 
-/// A close that is sent again meets a region that is being opened ahead of a writer: it is that writer's.
-#[test]
-fn d2_a_region_that_is_closed_twice_while_it_is_opened_ahead_does_not_stay_open() {
-    run(1, async {
-        let device = memory(32 * MIB);
-        let pool = create(&device).await;
-        let replica = add(&pool, 1, 16 * MIB, true).await;
-        for at in [8 * MIB, 8 * MIB + 2 * 65536] {
-            write(&replica, at, &[1; PAGE]).await.unwrap();
-        }
-        replica.close_regions(&[130]).await.unwrap();
-        let writing = write(&replica, 8 * MIB + 65536, &[1; PAGE]);
-        let (written, closed) = futures::join!(writing, replica.close_regions(&[130]));
-        written.unwrap();
-        closed.unwrap();
-        replica.close_regions(&[128, 129]).await.unwrap();
-        assert_eq!(replica.report().await.unwrap().open_regions, [0_u64; 0]);
-    });
-}
-
 /// Else every sequential writer would leave some behind, until the whole replica is open and copied after a crash.
 #[test]
 fn d2_what_was_opened_ahead_and_never_written_is_closed_with_what_was_written_before_it() {

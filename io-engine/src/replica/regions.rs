@@ -237,4 +237,19 @@ mod tests {
             assert_eq!(region_bytes(len), expected, "{len} bytes");
         }
     }
+
+    /// Else it would stay open for ever: no nexus knows of it.
+    #[test]
+    fn d2_a_close_that_is_sent_again_leaves_a_region_to_the_writer_it_is_opened_ahead_of() {
+        let state = Regions::new(64 << 10, Bitmap::new(16)).state;
+        let mut state = state.borrow_mut();
+        state.note_ahead(4..8, |_| false);
+        state.writes.insert(0, InFlight { written: 3..4, opening: 4..8 });
+        assert_eq!(state.close_some(&mut &[3, 5][..]), (vec![], vec![]));
+        state.ready.set(3..8, true);
+        state.writes.clear();
+        state.ahead.set(3..4, false);
+        let closed = (vec![Run { first: 3, count: 5 }], vec![Run { first: 4, count: 4 }]);
+        assert_eq!(state.close_some(&mut &[3][..]), closed);
+    }
 }
