@@ -44,6 +44,7 @@ pub mod view;
 mod admin;
 mod close;
 mod create;
+pub(crate) mod held;
 mod lease;
 mod read;
 mod recover;
@@ -137,6 +138,8 @@ pub(crate) struct Inner<P: Parts> {
     pub(crate) barrier: Barrier,
     pub(crate) regions: RefCell<Regions>,
     pub(crate) unsynced: RefCell<Unsynced>,
+    /// Bytes of regions that were copied among members after an unclean end.
+    pub(crate) synced_bytes: Cell<u64>,
     pub(crate) sync_progress: Notify,
     pub(crate) closing_done: Notify,
     pub(crate) is_closing: Cell<bool>,
@@ -184,6 +187,7 @@ impl<P: Parts> Inner<P> {
             barrier: Barrier::default(),
             regions: RefCell::new(Regions::new(region_bytes)),
             unsynced: RefCell::default(),
+            synced_bytes: Cell::new(0),
             sync_progress: Notify::new(),
             closing_done: Notify::new(),
             is_closing: Cell::new(false),

@@ -11,14 +11,16 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use uuid::Uuid;
 
-use crate::block::{BlockError, LbaRange, WriteOptions};
+use crate::block::{BlockError, LbaRange, WriteOptions, to_usize};
 use crate::member::Member;
 use crate::nexus::Inner;
 use crate::nexus::child::{Answer, Child, Parts, is_loss};
 use crate::nexus::child_state::ChildState;
+use crate::nexus::held::Held;
 use crate::nexus::layout::DATA_OFFSET_BYTES;
 use crate::nexus::limits;
 use crate::nexus::reconcile::Plan;
+use crate::nexus::spans;
 use crate::nexus::tally;
 use crate::nexus::write::{LegEnd, Mirrored, leg};
 
@@ -203,14 +205,41 @@ impl<P: Parts> Inner<P> {
             .chain(self.destinations())
             .filter(|child| !Rc::ptr_eq(child, &source))
             .collect();
-        let command = Mirrored::Write { lba: range.start(), data, options: WriteOptions::default() };
+        let commands = self.copies_of(&source, &bytes, &data).await;
         futures::future::join_all(targets.iter().map(|child| async {
-            match leg(self, child, &command).await {
-                LegEnd::Done | LegEnd::Gone(_) => {}
-                LegEnd::Failed(error) => self.fail(child, tally::fault_reason(error.kind())),
+            for command in &commands {
+                match leg(self, child, command).await {
+                    LegEnd::Done => {}
+                    LegEnd::Gone(_) => return,
+                    LegEnd::Failed(error) => return self.fail(child, tally::fault_reason(error.kind())),
+                }
             }
         }))
         .await;
+        self.synced_bytes.set(self.synced_bytes.get() + bytes.end - bytes.start);
+    }
+
+    /// What makes a child equal to the source, from which `data` was read: what the source holds is written, and where
+    /// it holds nothing the child is not to hold anything either, or a crash would fill thin replicas up.
+    async fn copies_of(
+        self: &Rc<Self>,
+        source: &Rc<Child<P::Device>>,
+        bytes: &Range<u64>,
+        data: &runtime::IoBytes,
+    ) -> Vec<Mirrored> {
+        let options = WriteOptions::default();
+        let held = match self.held_by(source, bytes.clone()).await {
+            Held::Spans(held, until) if until == bytes.end => held,
+            // Nobody can tell: all of it is data.
+            _ => spans::one(bytes.clone()),
+        };
+        let writes = held.iter().map(|span| {
+            let part = data.slice(to_usize(span.start - bytes.start)..to_usize(span.end - bytes.start));
+            Mirrored::Write { lba: self.blocks_of(span).start(), data: part, options }
+        });
+        let holes = spans::holes(&held, bytes);
+        let zeroes = holes.iter().map(|span| Mirrored::WriteZeroes { range: self.blocks_of(span), options });
+        writes.chain(zeroes).collect()
     }
 
     /// Reads a range from `preferred`, or, once that is gone or cannot read it, from any other member. `None`: every

@@ -40,6 +40,8 @@ pub struct NexusView {
     pub children: Vec<ChildView>,
     /// Regions left open by a crash that are still to be copied.
     pub unsynced_regions: usize,
+    /// Bytes of those that were copied by this nexus.
+    pub synced_bytes: u64,
 }
 
 /// A child as it is now.
@@ -91,6 +93,7 @@ impl<P: Parts> Nexus<P> {
             health,
             children,
             unsynced_regions: nexus.unsynced.borrow().len(),
+            synced_bytes: nexus.synced_bytes.get(),
         }
     }
 

@@ -5,19 +5,15 @@ use std::rc::Rc;
 
 use uuid::Uuid;
 
-use crate::block::{BlockDevice, BlockError, ErrorKind, LbaRange, WriteOptions};
-use crate::member::Member;
+use crate::block::{BlockDevice, BlockError, LbaRange, WriteOptions};
 use crate::nexus::Inner;
-use crate::nexus::child::{Answer, Child, Parts, bytes_on_child, is_loss, on_child};
+use crate::nexus::child::{Answer, Child, Parts, on_child};
 use crate::nexus::child_state::{ChildEvent, ChildState};
-use crate::nexus::layout::DATA_OFFSET_BYTES;
+use crate::nexus::held::Held;
 use crate::nexus::spans::{self, Spans};
 
 /// Longest range that is locked at once when holes are cleared.
 const CLEAR_BYTES: u64 = 1 << 20;
-
-/// Runs asked for in one call.
-const RUNS_MAX: usize = 1024;
 
 /// A task failed for good, and why; logged once, by the driver.
 #[derive(Debug)]
@@ -78,13 +74,13 @@ impl<P: Parts> Copier<P> {
                 changed.await;
                 continue;
             };
-            match self.allocated(&source, within.clone()).await {
-                Allocated::Runs(spans, until) => return Ok((spans, until)),
+            match self.nexus.held_by(&source, within.clone()).await {
+                Held::Spans(spans, until) => return Ok((spans, until)),
                 // It knows no holes: all of it is data.
-                Allocated::Unknown => return Ok((spans::one(within.clone()), within.end)),
-                Allocated::Failed(why) => return Err(TaskFailed(format!("map of the source: {why}"))),
+                Held::Unknown => return Ok((spans::one(within.clone()), within.end)),
+                Held::Failed(why) => return Err(TaskFailed(format!("map of the source: {why}"))),
                 // Silent or gone: the next turn finds another, or waits.
-                Allocated::Lost => {}
+                Held::Lost => {}
             }
         }
     }
@@ -133,13 +129,13 @@ impl<P: Parts> Copier<P> {
         let mut at = hole.start;
         while at < hole.end {
             let within = at..hole.end;
-            let (held, until) = match self.allocated(&self.destination, within.clone()).await {
-                Allocated::Runs(held, until) => (held, until),
-                Allocated::Unknown => (spans::one(within.clone()), within.end),
-                Allocated::Failed(why) => {
+            let (held, until) = match self.nexus.held_by(&self.destination, within.clone()).await {
+                Held::Spans(held, until) => (held, until),
+                Held::Unknown => (spans::one(within.clone()), within.end),
+                Held::Failed(why) => {
                     return Err(TaskFailed(format!("map of the destination: {why}")));
                 }
-                Allocated::Lost => return Err(TaskFailed::destination_left()),
+                Held::Lost => return Err(TaskFailed::destination_left()),
             };
             for run in held {
                 let mut start = run.start;
@@ -193,42 +189,4 @@ impl<P: Parts> Copier<P> {
         let members = self.nexus.in_sync();
         members.iter().find(|child| child.replica == self.source).or(members.first()).cloned()
     }
-
-    /// What a child holds of `within`, in bytes of the nexus.
-    async fn allocated(&self, child: &Rc<Child<P::Device>>, within: Range<u64>) -> Allocated {
-        self.nexus.wake_ticker();
-        let asked = bytes_on_child(&within);
-        match child.command(move |device| async move { device.allocated(asked, RUNS_MAX).await }).await {
-            Answer::Done((runs, until)) => {
-                let until = until.saturating_sub(DATA_OFFSET_BYTES).min(within.end);
-                if until <= within.start {
-                    return Allocated::Failed("the answer covers nothing".into());
-                }
-                let block = u64::from(self.nexus.geometry().block_bytes);
-                let spans = runs.into_iter().map(|(offset, len)| {
-                    let start = offset.saturating_sub(DATA_OFFSET_BYTES);
-                    let end = (offset + len).saturating_sub(DATA_OFFSET_BYTES);
-                    start / block * block..end.div_ceil(block) * block
-                });
-                Allocated::Runs(spans::intersect(&spans::merge(spans), &(within.start..until)), until)
-            }
-            Answer::Failed(error) if error.kind() == ErrorKind::Unsupported => Allocated::Unknown,
-            Answer::Failed(error) if is_loss(error.kind()) => {
-                self.nexus.lost(child);
-                Allocated::Lost
-            }
-            Answer::Failed(error) => Allocated::Failed(error.to_string()),
-            Answer::Left => Allocated::Lost,
-        }
-    }
-}
-
-enum Allocated {
-    /// Ascending spans, and up to where they are complete.
-    Runs(Spans, u64),
-    /// The child keeps no such map.
-    Unknown,
-    /// The child left, or fell silent.
-    Lost,
-    Failed(String),
 }
