@@ -53,6 +53,17 @@ loom: setup ## Try every interleaving of what threads share (loom); a part of te
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/loom" \
 		cargo test --release --quiet -p runtime --test mailbox
 
+# Seeds of each kind of simulation.
+SEEDS ?= 0..1000
+.PHONY: soak
+soak: setup ## Simulated storms, SEEDS=0..1000 of each kind: one nexus, several, whole engines; prints what occurred
+	cargo test --release --quiet -p io-engine --lib --no-run
+	STORM_SEEDS=$(SEEDS) FAILOVER_SEEDS=$(SEEDS) SIM_SEEDS=$(SEEDS) \
+		cargo test --release --quiet -p io-engine --lib -- --nocapture --exact \
+		nexus::tests::storm::d1_acknowledged_writes_survive_a_storm \
+		nexus::tests::failover::f1_never_two_nexuses_serve_in_a_storm_of_failovers \
+		nexus::tests::engines::d1_three_engines_keep_what_they_acknowledged
+
 # What to measure and for how long: make bench BENCH='--only "memory read" --rounds 5'
 BENCH ?=
 .PHONY: bench

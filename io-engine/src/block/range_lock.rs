@@ -23,6 +23,8 @@ struct Queue {
     next_ticket: u64,
     // Ascending tickets are the order of arrival.
     entries: BTreeMap<u64, Entry>,
+    #[cfg(test)]
+    waited: u64,
 }
 
 /// The lock of one device. Clones are handles to the same lock. Its queue is bounded by the callers' requests: each
@@ -47,8 +49,18 @@ impl RangeLock {
         queue.next_ticket += 1;
         let ahead = queue.entries.values().filter(|entry| entry.range.overlaps(range)).count();
         queue.entries.insert(ticket, Entry { range, ahead, waker: None });
+        #[cfg(test)]
+        {
+            queue.waited += u64::from(ahead > 0);
+        }
         drop(queue);
         Locking { guard: Some(RangeGuard { queue: Rc::clone(&self.queue), ticket, range }) }
+    }
+
+    /// How many had to wait for somebody before them.
+    #[cfg(test)]
+    pub(crate) fn waited(&self) -> u64 {
+        self.queue.borrow().waited
     }
 
     /// True where no holder or waiter overlaps `range`.

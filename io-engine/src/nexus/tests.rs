@@ -2,14 +2,19 @@
 
 mod delta;
 mod engines;
+mod failover;
 mod fence;
+mod figures;
+mod notes;
 mod oracle;
 mod outage;
 mod rebuild;
 mod reconcile;
 mod reserve;
 mod rules;
+mod stories;
 mod storm;
 mod takeover;
+mod weather;
 mod world;
 mod write;

@@ -18,6 +18,7 @@ use crate::block::{BlockDevice, BlockError, Blocks, Lba, LbaRange, WriteOptions,
 use crate::nexus::Inner;
 use crate::nexus::child::{Answer, Child, Device, Parts, is_loss, on_child};
 use crate::nexus::child_state::ChildState;
+use crate::nexus::gate::Pass;
 use crate::nexus::limits;
 use crate::nexus::retire::Recorded;
 use crate::nexus::tally::{self, Entry, Leg, Role, Verdict};
@@ -49,6 +50,9 @@ impl Mirrored {
         }
     }
 }
+
+/// What the host is told, and its place inside the gate until it was.
+type Reply = (Result<(), BlockError>, Pass);
 
 /// Proof that every writer has a command, or is recorded as gone.
 #[must_use]
@@ -257,10 +261,9 @@ impl<P: Parts> Inner<P> {
             };
             nexus.regions.borrow_mut().end(&bytes);
             drop((under_way, guard));
-            nexus.acknowledge(reply, outcome);
-            drop(pass);
+            nexus.acknowledge(reply, outcome, pass);
         });
-        answered(answer).await
+        self.answered(answer).await
     }
 
     /// A host flush: every write acknowledged before it is durable on every writer.
@@ -270,10 +273,9 @@ impl<P: Parts> Inner<P> {
         let nexus = Rc::clone(self);
         self.spawn(async move {
             let outcome = nexus.flush_now().await;
-            nexus.acknowledge(reply, outcome);
-            drop(pass);
+            nexus.acknowledge(reply, outcome, pass);
         });
-        answered(answer).await
+        self.answered(answer).await
     }
 
     /// Flushes every writer, and notes which regions that covers.
@@ -335,15 +337,23 @@ impl<P: Parts> Inner<P> {
 
     /// Answers the host, unless the nexus was stopped a moment ago (SAFETY F2). Nothing but a [`Settled`] makes an
     /// acknowledgement.
-    fn acknowledge(
-        &self,
-        reply: oneshot::Sender<Result<(), BlockError>>,
-        outcome: Result<Settled, BlockError>,
-    ) {
+    fn acknowledge(&self, reply: oneshot::Sender<Reply>, outcome: Result<Settled, BlockError>, pass: Pass) {
         if !self.is_stopped() {
             // The host's connection may be gone: the command is done all the same.
-            let _ = reply.send(outcome.map(|Settled(())| ()));
+            let _ = reply.send((outcome.map(|Settled(())| ()), pass));
         }
+    }
+
+    /// The answer, or none ever where the nexus was stopped: its connections are closed, no error is made up. Like what
+    /// is read it is no older than the lease when it leaves: a process that stood still may find answers of children, or
+    /// its own, from before another nexus took the volume.
+    async fn answered(self: &Rc<Self>, answer: oneshot::Receiver<Reply>) -> Result<(), BlockError> {
+        let Ok((result, _inside)) = answer.await else { return std::future::pending().await };
+        self.leased().await;
+        if self.is_stopped() {
+            std::future::pending::<()>().await;
+        }
+        result
     }
 
     /// Runs a task that ends with the nexus.
@@ -355,13 +365,5 @@ impl<P: Parts> Inner<P> {
                 // What is dropped here is never answered: the connections are closed instead.
             }
         });
-    }
-}
-
-/// The answer, or none ever where the nexus was stopped: its connections are closed, no error is made up.
-async fn answered(answer: oneshot::Receiver<Result<(), BlockError>>) -> Result<(), BlockError> {
-    match answer.await {
-        Ok(result) => result,
-        Err(_) => std::future::pending().await,
     }
 }

@@ -31,6 +31,7 @@ struct State {
     /// The fault ends after so many requests; `None`: it stays.
     fault_left: Option<u32>,
     swaps: u64,
+    unanswered: u64,
 }
 
 /// Records in memory, shared by all clones.
@@ -125,6 +126,16 @@ impl MemoryStore {
         self.changed.notify_waiters();
     }
 
+    /// Puts a whole record, as a control plane does for a nexus that goes on where another ended.
+    pub fn put(&self, key: &str, value: &RecordValue) {
+        let mut state = self.lock();
+        let found =
+            Revision { info: state.revision_of(key), membership: state.revision_of(&membership_key(key)) };
+        state.swap(key, found, value).expect("compared with what is there");
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// The record as it is now, whatever fault is set.
     pub fn peek(&self, key: &str) -> Option<RecordValue> {
         self.lock().get(key).ok().flatten().map(|(value, _)| value)
@@ -133,6 +144,16 @@ impl MemoryStore {
     /// Swaps that were executed.
     pub fn swaps(&self) -> u64 {
         self.lock().swaps
+    }
+
+    /// Swaps, executed or not, whose answer was lost.
+    pub fn unanswered(&self) -> u64 {
+        self.lock().unanswered
+    }
+
+    /// Whether this client's requests are executed and answered.
+    pub fn is_reached(&self) -> bool {
+        self.check_reached().is_ok() && matches!(self.lock().fault, Fault::None)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -199,7 +220,9 @@ impl RecordStore for MemoryStore {
         self.check_reached()?;
         let answer = {
             let mut state = self.lock();
-            match state.take_fault() {
+            let fault = state.take_fault();
+            state.unanswered += u64::from(matches!(fault, Fault::ReplyLost | Fault::RequestLost));
+            match fault {
                 Fault::None => state.swap(key, expected, value),
                 Fault::Unreachable => Err(StoreError::Unreachable("a fault was set".into())),
                 Fault::ReplyLost => {

@@ -12,10 +12,10 @@ use crate::rebuild::{JobState, RebuildStats, WholeReason};
 use crate::record::memory::Fault as StoreFault;
 
 /// Blocks of the nexus from region to region.
-const STEP: u64 = REGION / 512;
+pub(super) const STEP: u64 = REGION / 512;
 
 /// A volume of these replicas with something everywhere, all regions closed.
-async fn filled(world: &Rc<World>, replicas: &[usize]) -> TestNexus {
+pub(super) async fn filled(world: &Rc<World>, replicas: &[usize]) -> TestNexus {
     let nexus = world.nexus(replicas).await;
     for region in 0..SIZE / REGION {
         put(&nexus, region * STEP, 1).await;
@@ -25,19 +25,19 @@ async fn filled(world: &Rc<World>, replicas: &[usize]) -> TestNexus {
 }
 
 /// Waits until no reachable replica has a region open.
-async fn closed(world: &World) {
+pub(super) async fn closed(world: &World) {
     let is_closed = |replica: &Rc<Replica>| replica.open_regions().is_empty() || !replica.is_up();
     until("regions are closed", || world.replicas.iter().all(is_closed)).await;
 }
 
-async fn write_into(nexus: &TestNexus, regions: &[u64], fill: u8) {
+pub(super) async fn write_into(nexus: &TestNexus, regions: &[u64], fill: u8) {
     for region in regions {
         put(nexus, region * STEP, fill).await;
     }
 }
 
 /// The replica is gone, and the record says so; a write into `region` shows it.
-async fn lose(world: &World, nexus: &TestNexus, index: usize, region: u64) {
+pub(super) async fn lose(world: &World, nexus: &TestNexus, index: usize, region: u64) {
     world.replicas[index].set_reach(Reach::Refused);
     put(nexus, region * STEP, 2).await;
     until("it left", || matches!(state(nexus, index), ChildState::Faulted(_))).await;
@@ -45,7 +45,7 @@ async fn lose(world: &World, nexus: &TestNexus, index: usize, region: u64) {
 }
 
 /// The replica comes back, catches up, and all are equal; figures of its rebuild.
-async fn take_back(world: &World, nexus: &TestNexus, index: usize) -> RebuildStats {
+pub(super) async fn take_back(world: &World, nexus: &TestNexus, index: usize) -> RebuildStats {
     world.replicas[index].set_reach(Reach::Up);
     // At create it may have been opened already.
     nexus.online_child(&world.replicas[index].uri()).await.unwrap();
@@ -58,7 +58,7 @@ async fn take_back(world: &World, nexus: &TestNexus, index: usize) -> RebuildSta
     stats
 }
 
-fn assert_part(stats: &RebuildStats, regions: u64) {
+pub(super) fn assert_part(stats: &RebuildStats, regions: u64) {
     assert_eq!((stats.is_partial, stats.blocks_total), (true, regions * STEP), "{stats:?}");
 }
 

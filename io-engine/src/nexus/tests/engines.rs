@@ -38,13 +38,14 @@ pub(super) const KEY: &str = "/volume/info";
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xC1));
 
 /// What outlives the engines.
-struct Shared {
+pub(super) struct Shared {
     store: MemoryStore,
     oracle: Rc<Oracle>,
-    stop: Rc<Cell<bool>>,
+    pub(super) stop: Rc<Cell<bool>>,
     clients: Cell<usize>,
-    nexus: RefCell<Option<EngineNexus>>,
+    pub(super) nexus: RefCell<Option<EngineNexus>>,
     replicas: RefCell<[Option<Replica>; ENGINES]>,
+    size_bytes: u64,
 }
 
 pub(super) fn address(index: usize) -> IpAddr {
@@ -61,7 +62,7 @@ pub(super) fn nqn(text: impl std::fmt::Display) -> Nqn {
 
 /// A process: serves its replica; the first engine has the nexus.
 async fn engine(shared: Rc<Shared>, index: usize) {
-    let (replica, _target) = serve_replica(index).await;
+    let (replica, _target) = serve_replica(index, shared.size_bytes).await;
     shared.replicas.borrow_mut()[index] = Some(replica.clone());
     if index == 0 {
         Box::pin(serve_volume(&shared, replica)).await;
@@ -70,7 +71,7 @@ async fn engine(shared: Rc<Shared>, index: usize) {
 }
 
 /// Imports the engine's pool, or makes it the first time, and serves its replica for as long as the target is kept.
-pub(super) async fn serve_replica(index: usize) -> (Replica, Target<Replica>) {
+pub(super) async fn serve_replica(index: usize, size_bytes: u64) -> (Replica, Target<Replica>) {
     let host = Host::here(Uuid::from_bytes(runtime::random_uuid_bytes()));
     let open =
         async || BaseDevice::File(FileDevice::open("/disk0", Some(512)).await.expect("the disk opens"));
@@ -90,7 +91,7 @@ pub(super) async fn serve_replica(index: usize) -> (Replica, Target<Replica>) {
             let spec = ReplicaSpec {
                 uuid: replica_id(index),
                 name: format!("replica-{index}"),
-                len_bytes: DATA_OFFSET_BYTES + SIZE + MIB,
+                len_bytes: DATA_OFFSET_BYTES + size_bytes + MIB,
                 is_thin: true,
                 ..ReplicaSpec::default()
             };
@@ -129,7 +130,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         uuid: Uuid::from_u128(0xA0),
         name: "nexus".into(),
         volume: Uuid::from_u128(0xF0),
-        size_bytes: SIZE,
+        size_bytes: shared.size_bytes,
         children,
         record_key: KEY.into(),
         given_up: Vec::new(),
@@ -150,6 +151,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         }
     };
     shared.nexus.replace(Some(nexus.clone()));
+    shared.oracle.next_generation();
     for number in 0..CLIENTS {
         start_client(shared, &nexus, number);
     }
@@ -159,27 +161,30 @@ fn start_client(shared: &Rc<Shared>, nexus: &EngineNexus, number: u64) {
     let (shared, nexus) = (Rc::clone(shared), nexus.clone());
     shared.clients.set(shared.clients.get() + 1);
     runtime::spawn(async move {
-        client(nexus, Rc::clone(&shared.oracle), number, Rc::clone(&shared.stop)).await;
+        let oracle = Rc::clone(&shared.oracle);
+        let generation = oracle.newest();
+        client(nexus, oracle, (number, generation), Rc::clone(&shared.stop)).await;
         shared.clients.set(shared.clients.get() - 1);
     });
 }
 
-struct World {
-    sim: Sim,
-    nodes: Vec<NodeId>,
+pub(super) struct World {
+    pub(super) sim: Sim,
+    pub(super) nodes: Vec<NodeId>,
     is_alive: [bool; ENGINES],
     /// Lost power, and is not known to have caught up.
     has_lost_power: [bool; ENGINES],
-    shared: Rc<Shared>,
+    pub(super) shared: Rc<Shared>,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    /// Three engines that are off, for a volume of this size.
+    pub(super) fn new(seed: u64, size_bytes: u64) -> Self {
         let sim = Sim::new(seed);
         let nodes: Vec<_> =
             (0..ENGINES).map(|index| sim.add_node(&format!("engine-{index}"), address(index))).collect();
         for node in &nodes {
-            sim.add_disk(*node, "/disk0", 64 * MIB);
+            sim.add_disk(*node, "/disk0", 2 * size_bytes + 56 * MIB);
         }
         let shared = Rc::new(Shared {
             store: MemoryStore::with_identity("cluster"),
@@ -188,6 +193,7 @@ impl World {
             clients: Cell::new(0),
             nexus: RefCell::default(),
             replicas: RefCell::default(),
+            size_bytes,
         });
         Self { sim, nodes, is_alive: [false; ENGINES], has_lost_power: [false; ENGINES], shared }
     }
@@ -196,7 +202,7 @@ impl World {
         usize::try_from(self.sim.random_u64() % below).expect("a small number")
     }
 
-    fn start(&mut self, index: usize) {
+    pub(super) fn start(&mut self, index: usize) {
         if !self.is_alive[index] {
             self.is_alive[index] = true;
             self.sim.spawn(self.nodes[index], engine(Rc::clone(&self.shared), index));
@@ -210,7 +216,7 @@ impl World {
     }
 
     /// The engine ends, with or without its machine.
-    fn end(&mut self, index: usize, loses_power: bool) {
+    pub(super) fn end(&mut self, index: usize, loses_power: bool) {
         if loses_power {
             self.has_lost_power[index] = true;
         } else if !self.is_alive[index] {
@@ -314,12 +320,13 @@ impl World {
             self.sim.run_for(Duration::from_secs(1));
         }
         let nexus = self.shared.nexus.borrow().clone().expect("looked at above");
-        self.sim.block_on(self.nodes[0], self.shared.oracle.read_all(&nexus));
+        let generation = self.shared.oracle.newest();
+        self.sim.block_on(self.nodes[0], self.shared.oracle.read_all(&nexus, generation));
         // A member whose engine died unnoticed shows it at the next command only, be it the last write of a client or
         // this flush: it is retired, and no member until it has caught up.
         for turn in 0.. {
             assert!(turn < 10, "seed {}: a member is lost again and again", self.sim.seed());
-            self.sim.block_on(self.nodes[0], self.shared.oracle.flush(&nexus));
+            self.sim.block_on(self.nodes[0], self.shared.oracle.flush(&nexus, generation));
             if self.is_whole() {
                 break;
             }
@@ -343,7 +350,7 @@ impl World {
         })
     }
 
-    fn become_whole(&self) {
+    pub(super) fn become_whole(&self) {
         for turn in 0.. {
             if self.is_whole() {
                 break;
@@ -355,7 +362,7 @@ impl World {
         }
     }
 
-    fn assert_equal(&self) {
+    pub(super) fn assert_equal(&self) {
         let states = || {
             let nexus = self.shared.nexus.borrow();
             let children = nexus.iter().flat_map(|nexus| nexus.view().children);
@@ -365,7 +372,7 @@ impl World {
             .map(|index| {
                 let replica = self.shared.replicas.borrow()[index].clone().expect("all engines run");
                 let lba = Lba(DATA_OFFSET_BYTES / 512);
-                let len = usize::try_from(SIZE).expect("a small volume");
+                let len = usize::try_from(self.shared.size_bytes).expect("a small volume");
                 self.sim.block_on(self.nodes[index], async move {
                     replica.read(lba, IoBuf::zeroed(len)).await.expect("the replica reads")
                 })
@@ -391,7 +398,7 @@ fn run(seed: u64) -> u64 {
 
 /// The trace hash, and what was rebuilt.
 fn run_and_count(seed: u64) -> (u64, Rebuilds) {
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, SIZE);
     (0..ENGINES).for_each(|index| world.start(index));
     world.sim.run_for(Duration::from_secs(5));
     for _ in 0..2 {

@@ -1,5 +1,9 @@
 //! A host, and what it may see.
 //!
+//! The host reaches the volume through one nexus after another: *generations*. Once one of them has answered anything,
+//! no older one may answer any more, and what was begun through an older one and not seen by then never shows
+//! (SAFETY F1, F2, D7).
+//!
 //! The oracle keeps, for each place, the values it may have: the last one acknowledged, and those of writes whose
 //! outcome is unknown. What was read stays: a later read never shows an older value (SAFETY D1).
 
@@ -23,6 +27,23 @@ const STRIDE: u64 = 64;
 
 /// Sectors of a place: what a disk writes whole or not at all, whatever happens.
 const SECTORS: usize = 8;
+
+/// A value is the generation it was written through, and a number.
+const GENERATION_SHIFT: u32 = 20;
+
+/// A nexus, in the order in which the host was told of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Generation(u32);
+
+fn generation_of(value: u32) -> Generation {
+    Generation(value >> GENERATION_SHIFT)
+}
+
+/// Takes its place in the order of the writes.
+fn insert(values: &mut Vec<u32>, value: u32) {
+    let at = values.partition_point(|other| *other < value);
+    values.insert(at, value);
+}
 
 /// What one place may hold. Values grow with the order of the writes.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +118,9 @@ pub(super) struct Oracle {
     pub(super) rebuilds: RefCell<Rebuilds>,
     places: RefCell<BTreeMap<u64, Place>>,
     next: Cell<u32>,
+    newest: Cell<Generation>,
+    /// The newest that answered.
+    serving: Cell<Generation>,
     writes: Cell<u64>,
     reads: Cell<u64>,
     /// How often all power was lost: what was answered by then may be gone.
@@ -125,17 +149,44 @@ fn values_of(bytes: &[u8], place: u64) -> [u32; SECTORS] {
 }
 
 impl Oracle {
-    fn begin_write(&self, place: u64) -> u32 {
-        let value = self.next.get() + 1;
-        self.next.set(value);
-        let mut places = self.places.borrow_mut();
-        let place = places.entry(place).or_default();
-        place.possible.push(value);
-        place.since.push(value);
+    /// The host is told of another nexus.
+    pub(super) fn next_generation(&self) -> Generation {
+        self.newest.set(Generation(self.newest.get().0 + 1));
+        self.newest.get()
+    }
+
+    pub(super) fn newest(&self) -> Generation {
+        self.newest.get()
+    }
+
+    /// Whether the host has been answered through this nexus, or a newer one.
+    pub(super) fn has_served(&self, generation: Generation) -> bool {
+        self.serving.get() >= generation
+    }
+
+    /// Something was answered through a nexus: by then no newer one has begun to serve.
+    fn answered_by(&self, generation: Generation, what: &str) {
+        let serving = self.serving.get();
+        assert!(generation >= serving, "{what} was answered by {generation:?} while {serving:?} serves");
+        self.serving.set(generation);
+    }
+
+    fn begin_write(&self, place: u64, generation: Generation) -> u32 {
+        let number = self.next.get() + 1;
+        assert!(number < 1 << GENERATION_SHIFT, "too many writes to tell apart");
+        self.next.set(number);
+        let value = generation.0 << GENERATION_SHIFT | number;
+        if generation >= self.serving.get() {
+            let mut places = self.places.borrow_mut();
+            let place = places.entry(place).or_default();
+            insert(&mut place.possible, value);
+            insert(&mut place.since, value);
+        }
         value
     }
 
     fn acknowledged(&self, place: u64, value: u32, is_fua: bool, losses: u32) {
+        self.answered_by(generation_of(value), "a write");
         let mut places = self.places.borrow_mut();
         let place = places.entry(place).or_default();
         self.writes.set(self.writes.get() + 1);
@@ -145,15 +196,16 @@ impl Oracle {
             // Whether it was answered before the loss, and is gone, or after, nobody can tell.
             return;
         }
-        // One writer per place: what was begun earlier and had no answer was overtaken, or never will be seen.
-        place.possible.clear();
+        // One writer per place and nexus: what was begun earlier and had no answer was overtaken, or never will be seen.
+        place.possible.retain(|other| *other > value);
         place.certain = value;
         place.acknowledged = value;
         place.may_be_torn = false;
         place.torn = None;
     }
 
-    fn read(&self, place: u64, bytes: &[u8], losses: u32, who: &str) {
+    fn read(&self, place: u64, bytes: &[u8], losses: u32, generation: Generation) {
+        self.answered_by(generation, "a read");
         let values = values_of(bytes, place);
         self.reads.set(self.reads.get() + 1);
         if losses != self.losses.get() {
@@ -169,7 +221,7 @@ impl Oracle {
             let may_be_new = expected.may_be_torn && values.iter().all(|value| may_be(*value));
             assert!(
                 is_known || may_be_new,
-                "{who}: place {place} shows a mix, {values:?}, expected {expected:?}"
+                "{generation:?}: place {place} shows a mix, {values:?}, expected {expected:?}"
             );
             expected.torn = Some(values);
             expected.may_be_torn = false;
@@ -180,7 +232,7 @@ impl Oracle {
             Some(_) => expected.possible.contains(&value),
             None => may_be(value),
         };
-        assert!(is_expected, "{who}: place {place} shows {value}, expected {expected:?}");
+        assert!(is_expected, "{generation:?}: place {place} shows {value}, expected {expected:?}");
         expected.torn = None;
         expected.may_be_torn = false;
         // Seen once, it does not go away.
@@ -189,6 +241,8 @@ impl Oracle {
             expected.possible.drain(..=at);
             expected.certain = value;
         }
+        // What an older nexus left is decided: no other write of its time comes to light later.
+        expected.possible.retain(|other| generation_of(*other) >= generation);
     }
 
     fn begin_flush(&self) -> Flush {
@@ -222,19 +276,35 @@ impl Oracle {
     }
 
     /// Flushes the device.
-    pub(super) async fn flush(&self, device: &impl BlockDevice) {
+    pub(super) async fn flush(&self, device: &impl BlockDevice, generation: Generation) {
         let flush = self.begin_flush();
         device.flush().await.expect("no flush fails");
+        self.answered_by(generation, "a flush");
         self.flushed(flush);
     }
 
     /// Reads every place once.
-    pub(super) async fn read_all(&self, device: &impl BlockDevice) {
+    pub(super) async fn read_all(&self, device: &impl BlockDevice, generation: Generation) {
         for place in 0..PLACES {
             let losses = self.losses.get();
             let buf = device.read(Lba(place * STRIDE), IoBuf::zeroed(4096)).await.expect("no read fails");
-            self.read(place, &buf, losses, "calm");
+            self.read(place, &buf, losses, generation);
         }
+    }
+
+    /// Asks a nexus whether it serves: reads a place that nobody writes to.
+    pub(super) async fn probe(&self, device: &impl BlockDevice, generation: Generation) {
+        let losses = self.losses.get();
+        if let Ok(buf) = device.read(Lba(PLACES * STRIDE), IoBuf::zeroed(4096)).await {
+            self.read(PLACES, &buf, losses, generation);
+        }
+    }
+
+    /// Writes through a nexus that must not serve any more; never answered.
+    pub(super) async fn write_late(&self, device: &impl BlockDevice, generation: Generation) {
+        let value = self.begin_write(0, generation);
+        let written = device.write(Lba(0), content(value), WriteOptions::default()).await;
+        panic!("a write was answered, {written:?}, by {generation:?}, which is over");
     }
 
     /// Commands that were answered.
@@ -244,13 +314,18 @@ impl Oracle {
 }
 
 /// Writes and reads its own places, one command at a time, until it is told to stop.
-pub(super) async fn client(device: impl BlockDevice, oracle: Rc<Oracle>, number: u64, stop: Rc<Cell<bool>>) {
+pub(super) async fn client(
+    device: impl BlockDevice,
+    oracle: Rc<Oracle>,
+    (number, generation): (u64, Generation),
+    stop: Rc<Cell<bool>>,
+) {
     while !stop.get() {
         let place = runtime::random_u64() % (PLACES / CLIENTS) * CLIENTS + number;
         let losses = oracle.losses.get();
         match runtime::random_u64() % 10 {
             0..=5 => {
-                let value = oracle.begin_write(place);
+                let value = oracle.begin_write(place, generation);
                 let options = WriteOptions { fua: runtime::random_u64().is_multiple_of(8) };
                 let written = device.write(Lba(place * STRIDE), content(value), options).await;
                 written.unwrap_or_else(|error| panic!("a write failed: {error}"));
@@ -258,12 +333,12 @@ pub(super) async fn client(device: impl BlockDevice, oracle: Rc<Oracle>, number:
             }
             6..=8 => {
                 match device.read(Lba(place * STRIDE), IoBuf::zeroed(4096)).await {
-                    Ok(buf) => oracle.read(place, &buf, losses, "host"),
+                    Ok(buf) => oracle.read(place, &buf, losses, generation),
                     // Every member answered that it cannot read it: nothing is to be made up.
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Media, "{error}"),
                 }
             }
-            _ => oracle.flush(&device).await,
+            _ => oracle.flush(&device, generation).await,
         }
         runtime::sleep(Duration::from_millis(runtime::random_u64() % 60)).await;
     }

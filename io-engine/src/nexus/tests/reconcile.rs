@@ -209,3 +209,27 @@ fn children_without_membership_are_believed_when_new_and_rebuilt_after_a_crash()
         world.assert_equal(&[0, 1]);
     });
 }
+
+/// Else every crash would fill thin replicas up, and what one of them has where the source has nothing would stay.
+#[test]
+fn d3_holes_of_regions_left_open_are_holes_afterwards() {
+    run(async || {
+        let world = World::new(2);
+        let nexus = world.nexus(&[0, 1]).await;
+        put(&nexus, 0, 1).await;
+        // Under way when the nexus dies, and on one of them only.
+        world.replicas[0].faults().add(Fault::new(FaultOp::Write, Effect::Hold));
+        let _torn = put_later(&nexus, 64, 5);
+        until("the second has it", || world.replicas[1].held_blocks() == 2).await;
+        crash(nexus).await;
+        world.replicas[0].faults().clear();
+        world.replicas[0].restart_engine();
+        world.replicas[1].restart_engine();
+        let nexus = world.nexus(&[0, 1]).await;
+        until("the region is equal", || nexus.view().unsynced_regions == 0).await;
+        assert_eq!(nexus.view().synced_bytes, REGION);
+        let held: Vec<_> = world.replicas.iter().map(|replica| replica.held_blocks()).collect();
+        assert!(held[0] == held[1] && held[0] <= 2, "{held:?} of {} blocks", REGION / 4096);
+        world.assert_equal(&[0, 1]);
+    });
+}

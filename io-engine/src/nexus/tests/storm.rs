@@ -9,34 +9,29 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::block::ErrorKind;
-use crate::block::fault::{Effect, Fault, FaultOp};
-use crate::block::memory::Survival;
 use crate::nexus::child_state::{ChildState, FaultReason};
-use crate::nexus::tests::oracle::{Oracle, Rebuilds, client, seeds};
+use crate::nexus::tests::oracle::{CLIENTS, Oracle, Rebuilds, client, seeds};
+use crate::nexus::tests::weather::{Weather, chance};
 use crate::nexus::tests::world::*;
 use crate::nexus::view::NexusHealth;
-use crate::record::memory::Fault as StoreFault;
 
 struct Storm {
     world: Rc<World>,
     oracle: Rc<Oracle>,
+    weather: Weather,
     nexus: TestNexus,
     clients: Vec<runtime::JoinHandle<()>>,
     stop: Rc<Cell<bool>>,
 }
 
-fn chance(one_in: u64) -> bool {
-    runtime::random_u64().is_multiple_of(one_in)
-}
-
 impl Storm {
     fn start_clients(&mut self) {
         self.stop = Rc::default();
-        self.clients = (0..4)
+        let generation = self.oracle.newest();
+        self.clients = (0..CLIENTS)
             .map(|number| {
                 let (oracle, stop) = (Rc::clone(&self.oracle), Rc::clone(&self.stop));
-                runtime::spawn(client(self.nexus.clone(), oracle, number, stop))
+                runtime::spawn(client(self.nexus.clone(), oracle, (number, generation), stop))
             })
             .collect();
     }
@@ -54,83 +49,28 @@ impl Storm {
                 Ok(nexus) => break nexus,
                 Err(error) => assert!(runtime::now() < deadline, "the volume does not come back: {error}"),
             }
-            self.change_weather(true);
+            self.weather.change(true);
             seconds(1).await;
         };
+        self.oracle.next_generation();
         self.start_clients();
     }
 
-    /// Connections and store, at random; with `is_better` only towards calm.
-    fn change_weather(&self, is_better: bool) {
-        for replica in &self.world.replicas {
-            if chance(2) {
-                replica.set_reach(Reach::Up);
-            } else if !is_better && chance(6) {
-                replica.set_reach(if chance(2) { Reach::Refused } else { Reach::Black });
-            }
-        }
-        if chance(2) {
-            self.world.store.set_fault(StoreFault::None);
-        } else if !is_better && chance(4) {
-            let faults = [StoreFault::Unreachable, StoreFault::ReplyLost, StoreFault::RequestLost];
-            self.world.store.set_fault(faults[usize::try_from(runtime::random_u64() % 3).unwrap()]);
-        }
-    }
-
     async fn strike(&mut self) {
-        let replica = {
-            let index = usize::try_from(runtime::random_u64() % 3).unwrap();
-            Rc::clone(&self.world.replicas[index])
-        };
         match runtime::random_u64() % 13 {
-            0..=3 => self.change_weather(false),
-            4 | 5 => replica.restart_engine(),
-            6 => replica.break_connections(),
-            7 => self.lose_power(&replica),
-            8 => {
-                let op = if chance(2) { FaultOp::Write } else { FaultOp::Read };
-                let kind = ErrorKind::Media;
-                let effect = if chance(2) { Effect::Fail(kind) } else { Effect::FailAfter(kind) };
-                replica.faults().add(Fault::new(op, effect).times(1));
-            }
-            9 => {
-                // The disk stands still, at times for longer than its engine is waited for; the storm goes on.
-                let faults = replica.faults();
-                let hold = faults.add(Fault::new(FaultOp::Any, Effect::Hold));
-                runtime::spawn(async move {
-                    runtime::sleep(Duration::from_millis(runtime::random_u64() % 12_000)).await;
-                    faults.remove(hold);
-                });
-            }
             10 => self.restart_nexus().await,
-            11 if chance(2) => {
-                for replica in &self.world.replicas {
-                    replica.lose_power(Survival::Random(runtime::random_u64()));
-                }
-                self.oracle.all_power_was_lost();
-            }
-            _ => {
-                let view = self.nexus.view();
-                for child in view.children {
-                    if matches!(child.state, ChildState::Faulted(reason) if reason.is_recoverable()) {
-                        // It may not be reachable just now.
-                        let _later = self.nexus.online_child(&child.uri).await;
-                    }
-                }
-            }
+            12 => self.online().await,
+            _ => self.weather.strike(),
         }
     }
 
-    /// Never all one after the other: what was acknowledged and not flushed survives on another member.
-    fn lose_power(&self, replica: &Rc<Replica>) {
-        let others_have_power = self
-            .world
-            .replicas
-            .iter()
-            .filter(|other| !Rc::ptr_eq(other, replica))
-            .any(|other| self.world.record().is_healthy(other.id) && !other.has_lost_power());
-        if others_have_power {
-            replica.lose_power(Survival::Random(runtime::random_u64()));
+    /// Brings children back that can come back.
+    async fn online(&self) {
+        for child in self.nexus.view().children {
+            if matches!(child.state, ChildState::Faulted(reason) if reason.is_recoverable()) {
+                // It may not be reachable just now.
+                let _later = self.nexus.online_child(&child.uri).await;
+            }
         }
     }
 
@@ -138,13 +78,10 @@ impl Storm {
     async fn calm(&mut self) {
         if chance(3) {
             // Nobody may have noticed it when the last command is answered.
-            self.lose_power(&self.world.replicas[usize::try_from(runtime::random_u64() % 3).unwrap()]);
+            self.weather
+                .lose_power(&self.world.replicas[usize::try_from(runtime::random_u64() % 3).unwrap()]);
         }
-        self.world.store.set_fault(StoreFault::None);
-        for replica in &self.world.replicas {
-            replica.set_reach(Reach::Up);
-            replica.faults().clear();
-        }
+        self.weather.clear();
         self.become_whole().await;
         self.stop.set(true);
         for client in self.clients.drain(..) {
@@ -152,18 +89,18 @@ impl Storm {
             let Ok(ended) = ended else { panic!("a client is not answered: {}", inside(&self.nexus)) };
             ended.expect("a client is not aborted");
         }
-        self.oracle.read_all(&self.nexus).await;
+        self.oracle.read_all(&self.nexus, self.oracle.newest()).await;
         // A member that died unnoticed shows it at the next command only, be it the last write of a client or this
         // flush: it is retired, and no member until it has caught up.
         for turn in 0.. {
             assert!(turn < 10, "a member is lost again and again: {}", inside(&self.nexus));
-            self.oracle.flush(&self.nexus).await;
+            self.oracle.flush(&self.nexus, self.oracle.newest()).await;
             if self.is_whole() {
                 break;
             }
             self.become_whole().await;
         }
-        self.oracle.read_all(&self.nexus).await;
+        self.oracle.read_all(&self.nexus, self.oracle.newest()).await;
         self.world.assert_equal(&[0, 1, 2]);
         self.world.assert_nobody_is_missed();
     }
@@ -194,7 +131,10 @@ async fn storm(total: &RefCell<Rebuilds>) {
         replica.latency_ms_max.set(4);
     }
     let nexus = world.nexus(&[0, 1, 2]).await;
-    let mut storm = Storm { world, oracle: Rc::default(), nexus, clients: Vec::new(), stop: Rc::default() };
+    let oracle: Rc<Oracle> = Rc::default();
+    oracle.next_generation();
+    let weather = Weather { world: Rc::clone(&world), oracle: Rc::clone(&oracle) };
+    let mut storm = Storm { world, oracle, weather, nexus, clients: Vec::new(), stop: Rc::default() };
     storm.start_clients();
     for _ in 0..2 {
         for _ in 0..20 {
