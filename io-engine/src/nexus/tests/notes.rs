@@ -87,13 +87,15 @@ fn d4_a_member_that_leaves_before_it_could_note_another_notes_nothing_later() {
     run(async || {
         let world = World::new(3);
         let nexus = filled(&world, &[0, 1, 2]).await;
-        // The flush that comes before the record still reaches the second; its note does not.
+        // The flush that comes before the record still reaches the second; what it is to note does not in time.
+        world.replicas[1].latency_ms_max.set(1000);
         world.replicas[2].set_reach(Reach::Refused);
         let write = put_later(&nexus, 3 * STEP, 2);
         until("the third is recorded as gone", || !world.is_healthy(2)).await;
         world.replicas[1].set_reach(Reach::Black);
         write.await.unwrap().unwrap();
         until("the second left", || matches!(state(&nexus, 1), ChildState::Faulted(_))).await;
+        world.replicas[1].latency_ms_max.set(0);
         let child = nexus.inner.child(world.replicas[1].id).expect("it is listed");
         assert_eq!(*child.words.borrow(), []);
         take_back(&world, &nexus, 1).await;
