@@ -31,7 +31,8 @@ pub struct Args {
     /// Unix socket of csi-node's NvmeConnect service.
     #[arg(long, default_value = "/var/run/mayastor/nvme.sock")]
     pub csi_socket: PathBuf,
-    /// Milliseconds between two looks at the kernel where all is well.
+    /// Milliseconds between two looks at the kernel where all is well; five times that where its log can be read, which
+    /// tells of a loss at once.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..=10_000))]
     pub detection_period_ms: u64,
     /// Seconds that a new path may take to be usable before it is taken back.

@@ -26,10 +26,13 @@ use super::kernel_log::KernelLog;
 use super::metrics::Metrics;
 use super::table::{Change, Grace, Seen, Standing, Table};
 
+/// So many times less often states are read where all is well and the kernel's log can be followed.
+const LOGGED: u32 = 5;
+
 /// How the kernel is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchSettings {
-    /// Between two looks where all is well.
+    /// Between two looks where all is well and the kernel's log cannot be followed; else it is five times that.
     pub interval: Duration,
     /// Between two looks where something happened lately.
     pub interval_alert: Duration,
@@ -218,7 +221,12 @@ impl Watcher {
     }
 
     fn wake(&self, now: Instant) -> Instant {
-        let interval = if self.is_alert(now) { self.settings.interval_alert } else { self.settings.interval };
+        let interval = match self.is_alert(now) {
+            true => self.settings.interval_alert,
+            // The log tells of a loss, and of a new controller, before a look would.
+            false if self.is_quiet && self.log.is_some() => self.settings.interval * LOGGED,
+            false => self.settings.interval,
+        };
         self.table.next_probe().map_or(now + interval, |probe| probe.min(now + interval))
     }
 
