@@ -1,9 +1,10 @@
 //! Engines announce themselves: the server side for the control plane, the client side for the engine.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     client::channel,
@@ -51,31 +52,51 @@ impl<R: Registrar> Registration for Front<R> {
 }
 
 /// The engine's side.
+///
+/// Several control planes may be behind one address, of which one leads. After an answer of one that does not, the next
+/// call makes a connection of its own, which may end at another.
 #[derive(Clone, Debug)]
 pub struct RegistrationClient {
-    client: Client<Channel>,
+    endpoint: String,
+    client: Arc<Mutex<Client<Channel>>>,
     timeout: Duration,
 }
 
 impl RegistrationClient {
     /// A registrar at `address[:port]` or `http://address[:port]`; connects with the first call.
     pub fn new(endpoint: &str, timeout: Duration) -> Result<Self, ApiError> {
-        let channel = channel(&with_port(endpoint), timeout)?;
-        Ok(Self { client: Client::new(channel), timeout })
+        let endpoint = with_port(endpoint);
+        let client = Arc::new(Mutex::new(Client::new(channel(&endpoint, timeout)?)));
+        Ok(Self { endpoint, client, timeout })
     }
 
     /// Sends a heartbeat.
     pub async fn register(&self, node: NodeInfo) -> Result<(), ApiError> {
         let request = self.request(RegisterRequest::from(node));
-        self.client.clone().register(request).await?;
-        Ok(())
+        match self.client().register(request).await {
+            Ok(_) => Ok(()),
+            Err(status) => {
+                if status.code() == Code::Unavailable {
+                    *self.lock() = Client::new(channel(&self.endpoint, self.timeout)?);
+                }
+                Err(status.into())
+            }
+        }
     }
 
     /// Says goodbye.
     pub async fn deregister(&self, node: &str) -> Result<(), ApiError> {
         let request = self.request(DeregisterRequest { id: node.to_owned() });
-        self.client.clone().deregister(request).await?;
+        self.client().deregister(request).await?;
         Ok(())
+    }
+
+    fn client(&self) -> Client<Channel> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Client<Channel>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -117,5 +138,52 @@ mod tests {
         for (given, expected) in table {
             assert_eq!(with_port(given), expected);
         }
+    }
+
+    /// A control plane that leads or does not.
+    struct Plane {
+        leads: bool,
+    }
+
+    impl Registrar for Plane {
+        fn register(&self, _: NodeInfo) -> BoxFuture<'_, Result<(), ApiError>> {
+            let answer = if self.leads {
+                Ok(())
+            } else {
+                Err(ApiError::new(crate::ErrorKind::Unavailable, "another leads"))
+            };
+            Box::pin(async move { answer })
+        }
+
+        fn deregister(&self, _: String) -> BoxFuture<'_, Result<(), ApiError>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    /// Behind a Service an open connection stays at one that lost the lead and lives on.
+    #[tokio::test]
+    async fn a_follower_is_left_for_another_behind_the_same_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            for leads in [false, true] {
+                let (connection, _) = listener.accept().await.unwrap();
+                let server =
+                    tonic::transport::Server::builder().add_service(service(Arc::new(Plane { leads })));
+                let one = tokio_stream::once(Ok::<_, std::io::Error>(connection));
+                tokio::spawn(server.serve_with_incoming(one));
+            }
+        });
+        let client = RegistrationClient::new(&address, Duration::from_secs(5)).unwrap();
+        let info = NodeInfo {
+            node: "n1".into(),
+            grpc_endpoint: "10.0.0.1:10124".into(),
+            instance: None,
+            host_nqn: None,
+            features: crate::Features::default(),
+            version: String::new(),
+        };
+        assert!(client.register(info.clone()).await.is_err());
+        client.register(info).await.unwrap();
     }
 }
