@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::chores::Chore;
 use crate::core::{CoreSettings, Limits};
 use crate::engines::EngineSettings;
 use crate::reconcile::ReconcileSettings;
@@ -90,6 +91,11 @@ pub struct Args {
     /// The Kubernetes cluster whose resources are served; where absent, the one this process runs in, if it does.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
+    /// Label the pod named --instance-name while this operator leads, so that a Service finds it.
+    #[arg(long, requires = "instance_name", conflicts_with = "without_kubernetes")]
+    pub leads_label: bool,
+    #[command(subcommand)]
+    pub chore: Option<Chore>,
 }
 
 const EXAMPLES: &str = "\

@@ -24,6 +24,7 @@
 //! that; here is only the translation between what a user writes and what they are asked.
 
 mod condition;
+pub mod leads;
 pub mod memory;
 mod merge;
 pub mod nexus;
@@ -33,6 +34,7 @@ pub mod pool;
 pub mod port;
 mod rim;
 mod run;
+pub mod uninstall;
 pub mod volume;
 
 pub use port::ControlPlane;

@@ -19,10 +19,12 @@
 //! | what REST answers | [`rest`] |
 //! | what Kubernetes shows and asks | [`kube`], and [`plane`] for what the services answer |
 //! | who leads | [`leader`] |
+//! | subcommands for the chart's hooks | [`chores`] |
 
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod chores;
 pub mod config;
 pub mod core;
 pub mod engines;

@@ -9,9 +9,11 @@ use clap::Parser;
 use engine_api::GrpcConnector;
 use engine_api::client::Deadlines;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use operator::chores;
 use operator::config::Args;
 use operator::grpc::registration::Front;
 use operator::kube::Controllers;
+use operator::kube::leads::LeadsLabel;
 use operator::leader::{Companion, TermParts, lead};
 use operator::plane::Plane;
 use operator::rest;
@@ -27,6 +29,9 @@ use tracing::info;
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let _telemetry = telemetry::init(&TelemetryOptions::new("operator", &args.log))?;
+    if let Some(chore) = args.chore.clone() {
+        return chores::run(chore, &args.namespace, cluster(&args)).await;
+    }
     let signal = telemetry::shutdown_requested()?;
     let shutdown = CancellationToken::new();
 
@@ -34,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
         EtcdStore::connect(&EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout })
             .await
             .context("use the etcd endpoints")?;
-    let companions = kubernetes(&args).await?.into_iter().collect();
+    let companions = kubernetes(&args).await?;
     let rest_listener =
         TcpListener::bind(args.http).await.with_context(|| format!("serve REST on {}", args.http))?;
     let registration_listener = TcpListener::bind(args.grpc_server_addr)
@@ -91,32 +96,47 @@ fn term_parts(args: &Args, store: EtcdStore, companions: Vec<Companion>) -> Term
     }
 }
 
-/// The controllers of our resources, where there is a cluster to serve them in.
-async fn kubernetes(args: &Args) -> anyhow::Result<Option<Companion>> {
-    let config = match &args.kubeconfig {
-        _ if args.without_kubernetes => None,
+/// The cluster whose resources are served, where there is one.
+async fn cluster(args: &Args) -> anyhow::Result<Option<kube::Config>> {
+    match &args.kubeconfig {
+        _ if args.without_kubernetes => Ok(None),
         Some(path) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
             let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-            Some(config.with_context(|| format!("use {}", path.display()))?)
+            config.map(Some).with_context(|| format!("use {}", path.display()))
         }
         None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            Some(kube::Config::incluster().context("use the cluster this process runs in")?)
+            kube::Config::incluster().map(Some).context("use the cluster this process runs in")
         }
-        None => None,
-    };
-    let Some(config) = config else {
+        None => Ok(None),
+    }
+}
+
+/// What runs beside the reconcilers where there is a cluster: the controllers of our resources, and the label of the pod
+/// that leads.
+async fn kubernetes(args: &Args) -> anyhow::Result<Vec<Companion>> {
+    let Some(config) = cluster(args).await? else {
         info!("serving without Kubernetes");
-        return Ok(None);
+        return Ok(Vec::new());
     };
     info!(kubernetes.url = %config.cluster_url, "serving Kubernetes resources");
     let client = kube::Client::try_from(config).context("connect to Kubernetes")?;
     let (namespace, instance) = (args.namespace.clone(), args.instance_name());
-    Ok(Some(Arc::new(move |core, stop| {
+    let mut companions: Vec<Companion> = Vec::new();
+    if args.leads_label {
+        let label = LeadsLabel::new(client.clone(), &namespace, &instance);
+        label.clear().await;
+        companions.push(Arc::new(move |_, stop| {
+            let label = label.clone();
+            Box::pin(async move { label.keep(stop).await })
+        }));
+    }
+    companions.push(Arc::new(move |core, stop| {
         let plane = Plane::new(core, &namespace);
         let controllers = Controllers::new(client.clone(), &namespace, &instance, plane.clone());
         Box::pin(async move {
             tokio::join!(plane.follow(stop.clone()), controllers.run(stop));
         })
-    })))
+    }));
+    Ok(companions)
 }

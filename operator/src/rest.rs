@@ -15,6 +15,7 @@ use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, State};
 use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
@@ -62,7 +63,12 @@ impl IntoResponse for Failure {
         let kind = self.0.kind();
         let body = RestJsonError { details: self.0.chain(), message: self.0.context().to_owned(), kind };
         let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        if kind == ErrorKind::Unavailable {
+            // Behind a Service the next connection goes to whoever leads by then; this one would stay here.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

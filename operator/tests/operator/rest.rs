@@ -264,6 +264,9 @@ async fn a_follower_answers_that_it_does_not_lead() {
     let client = Client::new(format!("http://{address}"), Duration::from_secs(5)).unwrap();
     let error = client.nodes().await.unwrap_err();
     assert_eq!(error.kind(), Some(ErrorKind::Unavailable), "{error}");
+    // Behind a Service, the next connection finds the leader; this one never would.
+    let refused = reqwest::get(format!("http://{address}/v0/nodes")).await.unwrap();
+    assert_eq!(refused.headers()["connection"], "close");
     let ready = reqwest::get(format!("http://{address}/ready")).await.unwrap();
     assert_eq!(ready.status().as_u16(), 503);
     assert_eq!(reqwest::get(format!("http://{address}/live")).await.unwrap().status().as_u16(), 200);
