@@ -23,10 +23,11 @@ setup: ## Install what building and testing need, where it is missing
 
 # Downloads and long builds come before the tests, whose time limits are for the tests.
 .PHONY: lab
-lab: setup ## Prepare the Linux host (qemu, kernel) and the Kubernetes API server: once, some minutes
+lab: setup ## Prepare the Linux host (qemu, kernel), the Kubernetes API server and Helm: once, some minutes
 	@e2e/setup/linux-host.sh bookworm >/dev/null
 	@e2e/setup/linux-host.sh bookworm-backports >/dev/null
 	@e2e/setup/kubernetes.sh >/dev/null
+	@e2e/setup/helm.sh >/dev/null
 
 .PHONY: demo
 demo: lab ## Show a volume that survives the loss of a replica and of its target; KEEP=1 leaves it running
@@ -92,8 +93,11 @@ lint: setup ## Check format, clippy, licences (with cargo-deny, where it is inst
 	cargo nextest run -p crds --test manifests
 
 .PHONY: generate
-generate: ## Write the generated files anew (crds/yaml)
+generate: ## Write the generated files anew (crds/yaml and the chart's copy)
 	cargo run --quiet -p crds --bin crdgen
+	@# Helm reads nothing outside of a chart.
+	cp crds/yaml/*.yaml charts/mayastor/files/crds/
+	cp crds/yaml/no-cel/*.yaml charts/mayastor/files/crds/no-cel/
 
 .PHONY: clean-lab
 clean-lab: ## Remove what lab and failed runs left in the cache and temporary folders

@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod failover;
 pub mod guest;
+pub mod helm;
 pub mod kubeconfig;
 pub mod kubectl;
 pub mod lab;
