@@ -268,6 +268,15 @@ impl World {
         state.volumes.iter().filter(|(_, volume)| twice(volume)).map(|(id, _)| *id).collect()
     }
 
+    /// The target lets no I/O through from now on, though hosts stay connected to it.
+    pub fn block(&self, volume: Uuid) {
+        let mut state = self.lock();
+        if let Some(volume) = state.volumes.get_mut(&volume) {
+            volume.current_mut().is_unfenced = false;
+        }
+        state.note_served();
+    }
+
     /// How many controllers a host has of a volume, live or not.
     pub fn paths_of(&self, host: &str, volume: Uuid) -> usize {
         self.lock().hosts[host].paths.get(&volume).map_or(0, BTreeSet::len)

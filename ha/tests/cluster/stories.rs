@@ -63,6 +63,17 @@ async fn f3_a_report_of_a_path_that_is_live_moves_nothing() {
     assert_eq!(lab.world.acts(), []);
 }
 
+/// A target that was to take over in a planned move, and does not come to it: the host is connected, and has no path.
+#[tokio::test(start_paused = true)]
+async fn a_live_path_that_carries_no_io_is_a_lost_one() {
+    let lab = Lab::new();
+    let leader = lab.leader().await;
+    lab.world.block(volume(0));
+    assert_eq!(report(&leader.leads().unwrap(), volume(0), "a").await, TAKEN);
+    lab.settled(&[&leader]).await;
+    assert_eq!(lab.world.acts().first(), Some(&Act::Asked(volume(0))));
+}
+
 /// Only the host is cut off: the operator sees a healthy target, and it is moved all the same after one attempt.
 #[tokio::test(start_paused = true)]
 async fn a_target_that_serves_but_not_this_host_is_moved() {

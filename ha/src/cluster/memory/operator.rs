@@ -148,6 +148,7 @@ impl State {
     fn in_place(&mut self, id: Uuid) {
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.current_mut().is_there = true;
+            volume.current_mut().is_unfenced = true;
         }
     }
 
