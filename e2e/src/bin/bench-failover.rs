@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Parser;
 use e2e::app::{App, AppOptions};
 use e2e::failover::figures::{Figures, Round, table};
@@ -61,15 +61,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     // One thread: it moves into the network of the lab, and what it starts is there with it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("start").and_then(|runtime| {
-        runtime.block_on(async {
-            tokio::select! {
-                outcome = bench(&args) => outcome,
-                _ = tokio::signal::ctrl_c() => bail!("interrupted; what was measured is kept"),
-            }
-        })
-    });
-    match outcome {
+    match runtime.context("start").and_then(|runtime| runtime.block_on(bench(&args))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nbench-failover: {error:#}");
@@ -85,7 +77,10 @@ async fn bench(args: &Args) -> Result<()> {
     };
     let mut results = Results::open(&path, args.fresh)?;
     println!("results: {}", path.display());
-    let outcome = measure(args, &mut results).await;
+    let outcome = tokio::select! {
+        outcome = measure(args, &mut results) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; what was measured is kept")),
+    };
     print!("\n{}", table(&results.rounds, args.rounds));
     outcome
 }
