@@ -1,5 +1,5 @@
-//! Failover when more goes wrong than the engine that serves a volume: rarer faults, and many volumes. It takes longer
-//! than `failover_stories.rs` and is not a part of `make test`: `make test-failover` runs it.
+//! Failover when more goes wrong than the engine that serves a volume: rarer faults, and many volumes. All of it takes
+//! long: `make test-failover` runs it, `make test` only the stories that `.config/nextest.toml` names.
 
 use std::time::Duration;
 
