@@ -64,8 +64,12 @@ impl Story {
     /// Begins a move; returns the target that stands by, to which the host has a path.
     async fn prepare(&self, to: u8) -> Result<VolumeMove> {
         let rest = self.lab.rest().await?;
-        let moving = rest.publish_volume(self.volume, &on(to)).await?.spec.moving;
-        let moving = moving.context("nobody waits for the host")?;
+        // A node takes no target while the registry has an old one there.
+        let moving = wait_until(PATIENCE, "the move to begin", || async {
+            let volume = rest.publish_volume(self.volume, &on(to)).await?;
+            volume.spec.moving.context("nobody waits for the host")
+        })
+        .await?;
         let uri = moving.device_uri.as_ref().context("the new target is not exported")?;
         self.host.connect(uri).await?;
         let seen = self.lab.node(to).api()?.get_ana_state(moving.uuid).await?;
@@ -249,6 +253,10 @@ impl Story {
             let (_, _, uri) = self.target().await?;
             self.host.connect(&uri).await?;
             Err(stuck)
+        })
+        .await?;
+        wait_until(PATIENCE, "old targets to go", || async {
+            Ok(rest.destroy_shutdown_targets(self.volume, &[]).await?)
         })
         .await?;
         self.host.check()
