@@ -215,7 +215,9 @@ fn records_wanted(view: &VolumeView) -> BTreeSet<Uuid> {
         && volume.operation.is_none()
         && volume.health_from == target;
     if is_quiet {
-        return gone;
+        // Beside the target's own, or a record that is to go would be the newest there is.
+        let target = target.filter(|_| !gone.is_empty());
+        return gone.into_iter().chain(target).collect();
     }
     let replaced = volume.replaced.iter().copied();
     gone.into_iter().chain(target).chain(volume.health_from).chain(replaced).collect()

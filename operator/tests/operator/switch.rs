@@ -11,6 +11,7 @@ use operator::registry::{HostAcl, ObjectKey, TargetSpec};
 use operator::volume::PublishVolume;
 use operator::volume::republish::Republish;
 use operator::volume::status::VolumeStatus;
+use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -90,6 +91,29 @@ async fn f1_a_republished_target_has_the_replicas_and_the_old_one_has_none() {
     volumes.destroy_shutdown_targets(V, &[]).await.unwrap();
     assert_eq!(lab.serving().await, vec![("b", new.nexus)], "never the target itself");
     rest(&lab, &operator, "republished").await;
+}
+
+/// Engines in memory keep no records; real ones do, and the old target's says more than it should once it is gone.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_target_is_forgotten_with_the_record_that_its_engine_kept() {
+    let lab = Lab::new(&["a", "b"]);
+    let (operator, old) = published(&lab).await;
+    let new = republish(&operator, insist()).await;
+    let children: Vec<_> =
+        operator.replicas(V).iter().map(|r| json!({"uuid": r.uuid, "healthy": true})).collect();
+    let record = json!({"clean_shutdown": true, "children": children});
+    for nexus in [old.nexus, new.nexus] {
+        let key = super::lab::keys().nexus_info(&V.to_string(), &nexus.to_string());
+        let objects = operator.core.registry.objects();
+        let found = objects.read_key(&key).await.unwrap();
+        objects.write_key(&key, found.map(|it| it.modified), record.as_object().unwrap()).await.unwrap();
+    }
+    operator.core.volumes().destroy_shutdown_targets(V, &[]).await.unwrap();
+    operator.settle("destroyed").await;
+    lab.ensure_nothing_leaked(&operator, "destroyed").await;
+    assert_eq!(lab.record(V, old.nexus), None);
+    assert!(lab.record(V, new.nexus).is_some());
+    assert!(operator.volume(V).unwrap().replaced.is_empty(), "its node may have a target again");
 }
 
 /// H-6.
