@@ -345,6 +345,8 @@ async fn publish_nexus(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
 
 async fn activate_nexus(core: &Core, id: Uuid) -> Result<()> {
     let spec = nexus_spec(core, id)?;
+    // The old one was stopped since this one was made to stand by.
+    hand_record_on(core, spec.volume, id).await?;
     let outcome = core
         .engines
         .change(

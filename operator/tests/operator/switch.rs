@@ -19,6 +19,8 @@ use super::lab::{Lab, Operator, host, on, volume};
 
 const V: Uuid = Uuid::from_u128(7);
 
+type Document = serde_json::Map<String, serde_json::Value>;
+
 /// A host insists on another target.
 fn insist() -> Republish {
     Republish { host: host("host"), ..Republish::default() }
@@ -136,25 +138,26 @@ async fn f1_a_target_whose_node_was_killed_is_still_locked_out_when_it_returns()
     assert_eq!(operator.status(V), VolumeStatus::Online, "its replica is back");
 }
 
+/// The record of a nexus as a real engine keeps it, and the epochs beside it.
+async fn recorded(lab: &Lab, operator: &Operator, nexus: Uuid) -> (Document, Document) {
+    let document = |text: &str| -> Document { serde_json::from_str(text).unwrap() };
+    let replicas = operator.core.registry.all::<operator::registry::ReplicaSpec>();
+    let children = replicas.iter().map(|it| format!(r#"{{"uuid":"{}","healthy":true}}"#, it.uuid));
+    let children = children.collect::<Vec<_>>().join(",");
+    let record = document(&format!(r#"{{"clean_shutdown":false,"children":[{children}]}}"#));
+    lab.write_record(operator, V, nexus, "", &record).await;
+    let epochs = document(r#"{"writer":"w","sequence":4,"epoch":{"counter":9}}"#);
+    lab.write_record(operator, V, nexus, "/membership", &epochs).await;
+    (record, epochs)
+}
+
 /// A new nexus without its predecessor's record would not know whom it is without, and whoever returns would be copied
 /// whole.
 #[tokio::test(start_paused = true)]
 async fn d4_a_new_target_begins_with_the_record_of_the_one_it_replaces() {
     let lab = Lab::new(&["a", "b"]);
     let (operator, old) = published(&lab).await;
-    let document = |text: &str| serde_json::from_str(text).unwrap();
-    let children = operator
-        .core
-        .registry
-        .all::<operator::registry::ReplicaSpec>()
-        .into_iter()
-        .map(|it| it.uuid)
-        .map(|it| format!(r#"{{"uuid":"{it}","healthy":true}}"#));
-    let children = children.collect::<Vec<_>>().join(",");
-    let record = document(&format!(r#"{{"clean_shutdown":false,"children":[{children}]}}"#));
-    lab.write_record(&operator, V, old.nexus, "", &record).await;
-    let epochs = document(r#"{"writer":"w","sequence":4,"epoch":{"counter":9}}"#);
-    lab.write_record(&operator, V, old.nexus, "/membership", &epochs).await;
+    let (record, epochs) = recorded(&lab, &operator, old.nexus).await;
     lab.engine("a").kill();
     let new = republish(&operator, reuse()).await;
     assert_eq!(lab.record(V, old.nexus).unwrap()["do_self_shutdown"], true, "it cannot change any more");
@@ -373,8 +376,13 @@ async fn f1_a_planned_move_waits_for_the_hosts_then_stops_the_old_target_before_
     );
     assert!(operator.core.volumes().report_path(V, Uuid::from_u128(1), "x").is_err());
     operator.core.volumes().report_path(V, new.nexus, &host("host")).unwrap();
+    let (record, epochs) = recorded(&lab, &operator, old.nexus).await;
     lab.take_calls();
     operator.settle("moved").await;
+    let handed = lab.record(V, new.nexus).expect("d4: a record");
+    assert_eq!(handed["children"], record["children"], "d4: it knows what the old one knew");
+    let handed = lab.record_beside(V, new.nexus, "/membership").expect("d4: epochs");
+    assert_eq!(handed["epoch"], epochs["epoch"]);
     let calls: Vec<_> = lab.take_calls();
     let order: Vec<_> = calls.iter().filter(|(node, _)| *node == "a").map(|(_, call)| *call).collect();
     assert_eq!(order.first(), Some(&"shutdown_nexus"), "{calls:?}");
