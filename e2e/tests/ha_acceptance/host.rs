@@ -40,6 +40,7 @@ enum Ask {
     Write { lba: u64, fill: u8, limit: Duration, reply: oneshot::Sender<Result<()>> },
     Read { lba: u64, limit: Duration, reply: oneshot::Sender<Result<u8>> },
     IsLive(oneshot::Sender<bool>),
+    Close(oneshot::Sender<()>),
 }
 
 /// A connection of the host to one target, kept and made anew like a kernel's. It ends when it is dropped.
@@ -77,11 +78,17 @@ impl Path {
                     }
                 };
                 connected.send(Ok(())).ok();
+                let mut closed = None;
                 while let Some(ask) = asked.recv().await {
+                    if let Ask::Close(reply) = ask {
+                        closed = Some(reply);
+                        break;
+                    }
                     // One that is held must not keep the next.
                     runtime::spawn(answer(device.clone(), ask));
                 }
                 device.close();
+                closed.and_then(|closed| closed.send(()).ok());
             });
         })?;
         is_connected.await.context("the host's thread ended")??;
@@ -123,6 +130,13 @@ impl Path {
         self.ask(Ask::IsLive(reply)).await.is_ok() && answer.await.unwrap_or(false)
     }
 
+    /// Disconnects: nobody connects by this path anew.
+    pub(crate) async fn close(self) -> Result<()> {
+        let (reply, closed) = oneshot::channel();
+        self.ask(Ask::Close(reply)).await?;
+        Ok(closed.await?)
+    }
+
     async fn ask(&self, ask: Ask) -> Result<()> {
         self.asks.send(ask).await.map_err(|_| anyhow!("the host's thread ended"))
     }
@@ -146,6 +160,8 @@ async fn answer(device: RemoteDevice, ask: Ask) {
         Ask::IsLive(reply) => {
             reply.send(device.state() == RemoteState::Live).ok();
         }
+        // Taken by who hands the others on.
+        Ask::Close(_) => {}
     }
 }
 

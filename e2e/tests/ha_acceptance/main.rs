@@ -6,7 +6,7 @@ mod host;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use control_api::{
     Client, CreatePoolBody, CreateVolumeBody, PoolStatus, PublishVolumeBody, Republish, Volume, VolumePolicy,
     VolumeStatus,
@@ -196,9 +196,11 @@ impl Story {
     /// The host's agent reports, as ha-node does, until the host has a path that serves.
     async fn wait_path(&self, agent: &Agent) -> Result<Target> {
         wait_until(PATIENCE, "the host to have its path", || async {
-            agent.report(&self.cluster()).await?;
             let path = agent.path()?;
-            ensure!(path.is_live().await, "the path is not live");
+            if !path.is_live().await {
+                agent.report(&self.cluster()).await?;
+                bail!("the path is not live");
+            }
             path.write(TRIED, 9).await
         })
         .await
@@ -366,7 +368,7 @@ async fn h8_a_target_that_lost_io_path_and_grpc_is_locked_out_when_they_are_rest
 /// Five times the target is cut off and replaced, and the network healed: only the newest has the replicas.
 async fn five_times(name: &str, and_operator: bool) -> Result<()> {
     let (story, mut target) = Story::begin(name, 3, &[1, 2, 3], 1).await?;
-    let mut old_paths = Vec::new();
+    let mut old_paths: Vec<(u8, u8, Path)> = Vec::new();
     story.path(&target).await?.write(KEPT, 1).await?;
     for round in 1..=5 {
         let beside = story.path_from(Peer::Engine(target.node), &target).await?;
@@ -374,13 +376,17 @@ async fn five_times(name: &str, and_operator: bool) -> Result<()> {
         let mut others: Vec<_> = (1..=3).filter(|node| *node != target.node).map(Peer::Engine).collect();
         others.extend(and_operator.then_some(Peer::Hub));
         story.cut(target.node, &others)?;
-        old_paths.push((round, beside));
+        old_paths.push((round, target.node, beside));
         let new = step(&format!("round {round}: republish"), story.republish(&target)).await?;
         story.destroy_old().await?;
+        // One host has one path to an address: its older one would be connected to the new target, and end the newer one.
+        for (_, _, path) in old_paths.extract_if(.., |(_, node, _)| *node == new.node) {
+            path.close().await?;
+        }
         let path = story.ensure_serves(&new, 1).await?;
         story.lab.net.heal_all()?;
         step(&format!("round {round}: whole again"), story.wait_online()).await?;
-        for (round, old) in &old_paths {
+        for (round, _, old) in &old_paths {
             old.ensure_locked_out(TRIED, &format!("the target of round {round}")).await?;
         }
         ensure!(path.read(TRIED).await? == 7, "round {round}: an old target wrote");
