@@ -48,6 +48,18 @@ test-failover: lab ## Run all stories of failover, the long ones too that test l
 	cargo build --bins -p e2e -p io-engine -p operator -p ha -p csi
 	RUST_LIB_BACKTRACE=0 cargo nextest run --profile failover -p e2e
 
+# Where the images go, and their tag: make images IMAGES=/tmp/images TAG=mine
+IMAGES ?= target/images
+TAG ?=
+.PHONY: images
+images: setup ## Make the container images (IMAGES=target/images TAG=0.1.0) as archives, without a container engine
+	cargo build --release --locked --bins -p operator -p io-engine -p ha -p csi
+	@e2e/setup/images.sh --programs "$${CARGO_TARGET_DIR:-target}/release" --out $(IMAGES) $(if $(TAG),--tag $(TAG)) >/dev/null
+	@ls -sh $(IMAGES)/*.tar
+	@echo
+	@echo "Load them on each node:   for i in $(IMAGES)/*.tar; do ctr -n k8s.io image import \$$i; done"
+	@echo "or into a kind cluster:   for i in $(IMAGES)/*.tar; do kind load image-archive \$$i; done"
+
 .PHONY: loom
 loom: setup ## Try every interleaving of what threads share (loom); a part of test
 	@# A build of its own beside the usual one: the flag is for every crate.

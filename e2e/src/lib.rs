@@ -26,6 +26,7 @@ pub mod etcd;
 pub mod failover;
 pub mod guest;
 pub mod helm;
+pub mod images;
 pub mod kubeconfig;
 pub mod kubectl;
 pub mod lab;
