@@ -79,7 +79,7 @@ async fn term(
     let _ends_with_this_future = switchovers.end_with();
     terms.send_replace(Some(switchovers.clone()));
     parts.means.metrics.leads(true);
-    let volumes = Objects::new(parts.store.clone(), parts.keys.clone(), leadership.fence());
+    let volumes = Arc::new(Objects::new(parts.store.clone(), parts.keys.clone(), leadership.fence()));
     let reason = tokio::select! {
         () = moves::follow(&volumes, &parts.means) => "planned moves are followed for ever".into(),
         reason = leadership.deposed() => reason,

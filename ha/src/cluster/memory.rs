@@ -173,6 +173,11 @@ impl World {
         }
     }
 
+    /// Whether a target of the volume stands by.
+    pub fn is_moving(&self, volume: Uuid) -> bool {
+        self.lock().volumes.get(&volume).is_some_and(|volume| volume.standby.is_some())
+    }
+
     /// The engine of a node dies, with its nexuses.
     pub fn kill(&self, node: usize) {
         let mut state = self.lock();

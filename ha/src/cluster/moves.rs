@@ -13,6 +13,7 @@
 //! Of the registry, which is the operator's, two fields of a `VolumeSpec` are read: `uuid`, and whether there is `moving`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -59,8 +60,13 @@ impl Spec {
 
 /// Sees to every planned move there is and comes to be. Never returns; what is under way ends when this is dropped, and
 /// whoever leads next begins with a look.
-pub async fn follow(objects: &Objects, means: &Means) {
-    let mut escorts = Escorts { means: means.clone(), tasks: JoinSet::new(), at_work: HashMap::new() };
+pub async fn follow(objects: &Arc<Objects>, means: &Means) {
+    let mut escorts = Escorts {
+        means: means.clone(),
+        registry: objects.clone(),
+        tasks: JoinSet::new(),
+        at_work: HashMap::new(),
+    };
     loop {
         if let Err(failure) = escorts.watch(objects).await {
             debug!(error = %failure, "planned moves are not followed for a moment");
@@ -71,6 +77,7 @@ pub async fn follow(objects: &Objects, means: &Means) {
 
 struct Escorts {
     means: Means,
+    registry: Arc<Objects>,
     tasks: JoinSet<Uuid>,
     /// By volume: whether it was announced again since its task began.
     at_work: HashMap<Uuid, bool>,
@@ -112,7 +119,7 @@ impl Escorts {
             None if self.tasks.len() >= MOVES_MAX => true,
             None => {
                 self.at_work.insert(*volume, false);
-                self.tasks.spawn(escort(self.means.clone(), *volume));
+                self.tasks.spawn(escort(self.means.clone(), self.registry.clone(), *volume));
                 false
             }
         });
@@ -120,7 +127,7 @@ impl Escorts {
 }
 
 /// Sees to one volume until its move is over.
-async fn escort(means: Means, volume: Uuid) -> Uuid {
+async fn escort(means: Means, registry: Arc<Objects>, volume: Uuid) -> Uuid {
     let nqn = format!("{NQN_PREFIX}{volume}");
     let mut underway = Underway::default();
     let begun = Instant::now();
@@ -131,12 +138,15 @@ async fn escort(means: Means, volume: Uuid) -> Uuid {
                 let published = Published { standby: None, allowed_hosts, target };
                 underway.round(&means, volume, &nqn, &published, &standby).await;
             }
-            // It is over, one way or the other.
-            Ok(published @ Published { standby: None, .. }) => {
+            // It is over, one way or the other; or the operator, which writes first and remembers then, has still to remember.
+            Ok(published @ Published { standby: None, .. }) if !is_to_move(&registry, volume).await => {
                 tidy(&means, &nqn, &published).await;
                 let target = published.target;
                 info!(volume.id = %volume, target.node, elapsed_ms = begun.elapsed().as_millis(), "planned move over");
                 return volume;
+            }
+            Ok(Published { standby: None, .. }) => {
+                debug!(volume.id = %volume, "the operator does not show the move")
             }
             Err(error) if matches!(error.kind, VolumeErrorKind::NotFound | VolumeErrorKind::NotPublished) => {
                 return volume;
@@ -147,6 +157,17 @@ async fn escort(means: Means, volume: Uuid) -> Uuid {
         // Agents go on connecting meanwhile.
         underway.drive_until(next).await;
         pause = (pause + PAUSE).min(PAUSE_MAX);
+    }
+}
+
+/// What the registry says. Where it can not be read, the next look asks again.
+async fn is_to_move(registry: &Objects, volume: Uuid) -> bool {
+    match registry.get::<Spec>(&volume.to_string()).await {
+        Ok(spec) => spec.is_some_and(|spec| spec.value.moving().is_some()),
+        Err(error) => {
+            debug!(volume.id = %volume, error = %error, "registry not read");
+            true
+        }
     }
 }
 

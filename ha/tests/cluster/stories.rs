@@ -106,7 +106,12 @@ async fn two_hosts_of_one_volume_share_one_switchover() {
     let switchovers = leader.leads().unwrap();
     lab.world.kill(1);
     let (a, b) = tokio::join!(report(&switchovers, volume(1), "a"), report(&switchovers, volume(1), "b"));
-    assert_eq!((a, b), (TAKEN, TAKEN));
+    // The first may be served before the second is heard, which then asks again.
+    let later = Reported::Answered(Answer::Later);
+    assert!(
+        [a, b].contains(&TAKEN) && [a, b].iter().all(|heard| [TAKEN, later].contains(heard)),
+        "{a:?} {b:?}"
+    );
     lab.settled(&[&leader]).await;
     let moves =
         lab.world.acts().into_iter().filter(|a| matches!(a, Act::Moved { volume: v, .. } if *v == volume(1)));
