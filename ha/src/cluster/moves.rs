@@ -10,14 +10,17 @@
 //! Nothing here is in the log: the operator's registry is where a move is written down, and each round begins with a look.
 //! Hosts that do not come have the target moved under them after a while, by the operator, and then report a lost path.
 //!
-//! Of the registry, which is the operator's, two fields of a `VolumeSpec` are read: `uuid`, and whether there is `moving`.
+//! Whoever comes to lead looks at every volume once: what a move left on a host whose agent or leader died goes then.
+//!
+//! Of the registry, which is the operator's, three fields of a `VolumeSpec` are read: `uuid`, and whether there are `target`
+//! and `moving`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::stream::{self, FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use store::{Object, ObjectChange, Objects, StoreError};
 use tokio::task::JoinSet;
@@ -33,8 +36,12 @@ use super::switchovers::Means;
 const MOVES_MAX: usize = 64;
 /// Between two looks while hosts are on their way.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long hosts are asked to leave what did not take over. What stays after that goes with their next replacement.
+/// How long hosts are asked to leave what did not take over. What stays after that goes when another comes to lead.
 const TIDY_LIMIT: Duration = Duration::from_secs(600);
+/// Volumes that are looked at at once for what earlier moves left on hosts.
+const TIDIED_AT_ONCE: usize = 4;
+/// Between two such looks at a volume, one of whose agents does not answer.
+const TIDY_PAUSE: Duration = Duration::from_secs(10);
 /// Between two looks of a move that takes long, and before the registry is read again after it could not be.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -55,6 +62,12 @@ impl Spec {
     /// The volume, if it is to move.
     fn moving(&self) -> Option<Uuid> {
         if self.0["moving"].is_null() { None } else { self.id().parse().ok() }
+    }
+
+    /// The volume, if it has a target and is not to move.
+    fn settled(&self) -> Option<Uuid> {
+        let is_settled = self.0["moving"].is_null() && !self.0["target"].is_null();
+        if is_settled { self.id().parse().ok() } else { None }
     }
 }
 
@@ -90,9 +103,13 @@ impl Escorts {
         let mut changes = objects.watch::<Spec>(listing.revision).await?;
         let mut waiting: HashSet<Uuid> =
             listing.objects.iter().filter_map(|volume| volume.value.moving()).collect();
+        let settled = listing.objects.iter().filter_map(|volume| volume.value.settled()).collect();
+        let tidied = tidy_all(self.means.clone(), settled).fuse();
+        let mut tidied = std::pin::pin!(tidied);
         loop {
             self.begin(&mut waiting);
             tokio::select! {
+                () = &mut tidied => {}
                 change = changes.next() => match change {
                     Some(Ok(ObjectChange::Put(volume))) => waiting.extend(volume.value.moving()),
                     Some(Ok(ObjectChange::Deleted { .. })) => {}
@@ -140,13 +157,13 @@ async fn escort(means: Means, registry: Arc<Objects>, volume: Uuid) -> Uuid {
             }
             // It is over, one way or the other; or the operator, which writes first and remembers then, has still to remember.
             Ok(published @ Published { standby: None, .. }) if !is_to_move(&registry, volume).await => {
-                tidy(&means, &nqn, &published).await;
+                tidy(&means, volume).await;
                 let target = published.target;
                 info!(volume.id = %volume, target.node, elapsed_ms = begun.elapsed().as_millis(), "planned move over");
                 return volume;
             }
             Ok(Published { standby: None, .. }) => {
-                debug!(volume.id = %volume, "the operator does not show the move")
+                debug!(volume.id = %volume, "the operator does not show the move");
             }
             Err(error) if matches!(error.kind, VolumeErrorKind::NotFound | VolumeErrorKind::NotPublished) => {
                 return volume;
@@ -171,23 +188,44 @@ async fn is_to_move(registry: &Objects, volume: Uuid) -> bool {
     }
 }
 
-/// Hosts that the target serves have no other path: what was connected to one that does not take over, or that was left
-/// by an agent that died, goes. Those that it does not serve say so themselves.
-async fn tidy(means: &Means, nqn: &str, published: &Published) {
-    let (Some(uri), Some(address)) = (published.target.uri.clone(), published.target.address()) else {
-        return;
-    };
+/// What moves left that ended while nobody could see to it, of all these volumes.
+async fn tidy_all(means: Means, mut volumes: Vec<Uuid>) {
     let deadline = Instant::now() + TIDY_LIMIT;
-    while Instant::now() < deadline {
-        let arrivals = arrivals(means, nqn, published, address).await;
-        let is_known = !arrivals.values().any(|arrival| *arrival == Arrival::Unknown);
-        let served = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Served);
-        let replaced = served.map(|(node, _)| connect(means.clone(), nqn.to_owned(), uri.clone(), node));
-        if join_all(replaced).await.iter().all(|(_, is_done)| *is_done) && is_known {
-            return;
-        }
+    while !volumes.is_empty() && Instant::now() < deadline {
+        let looked = stream::iter(volumes).map(async |volume| (volume, is_tidy(&means, volume).await));
+        let left = looked.buffer_unordered(TIDIED_AT_ONCE);
+        volumes = left.filter_map(async |(volume, is_over)| (!is_over).then_some(volume)).collect().await;
+        tokio::time::sleep(TIDY_PAUSE).await;
+    }
+}
+
+/// The same of one volume, at once and until every agent has answered.
+async fn tidy(means: &Means, volume: Uuid) {
+    let deadline = Instant::now() + TIDY_LIMIT;
+    while !is_tidy(means, volume).await && Instant::now() < deadline {
         tokio::time::sleep(PAUSE_MAX).await;
     }
+}
+
+/// Hosts that the target serves have no other path: what was connected to one that does not take over, or that was left
+/// by an agent that died, goes. Those that it does not serve yet say so themselves, and are looked at again after that.
+async fn is_tidy(means: &Means, volume: Uuid) -> bool {
+    let published = match means.volumes.published(volume).await {
+        // The next move has begun, and is seen to.
+        Ok(published) if published.standby.is_some() => return true,
+        Ok(published) => published,
+        Err(error) => return matches!(error.kind, VolumeErrorKind::NotFound | VolumeErrorKind::NotPublished),
+    };
+    let (Some(uri), Some(address)) = (&published.target.uri, published.target.address()) else {
+        return false;
+    };
+    let nqn = format!("{NQN_PREFIX}{volume}");
+    let arrivals = arrivals(means, &nqn, &published, address).await;
+    let is_settled = |arrival: &Arrival| matches!(arrival, Arrival::Served | Arrival::NotNeeded);
+    let are_all_settled = arrivals.values().all(is_settled);
+    let served = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Served);
+    let replaced = served.map(|(node, _)| connect(means.clone(), nqn.clone(), uri.clone(), node));
+    join_all(replaced).await.iter().all(|(_, is_done)| *is_done) && are_all_settled
 }
 
 /// Calls to agents that connect their hosts, by node; each waits until the new target serves.

@@ -19,7 +19,7 @@ use csi::host::{Controller, ControllerId, ControllerState, HostError, Nvme, Targ
 use csi::node::{AtWork, Busy, NvmeClient};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::retire::{Next, next};
 use super::usable::{NotYet, judge};
@@ -179,10 +179,14 @@ impl Replacer {
         }
         let connected_in = begun.elapsed();
         let retired = self.retire_others(&target).await?;
-        info!(
-            nqn, address = %target.address, retired, connected_ms = connected_in.as_millis(),
-            all_ms = begun.elapsed().as_millis(), "replaced a path"
-        );
+        if connected.existed && retired == 0 {
+            debug!(nqn, address = %target.address, "a path was replaced before");
+        } else {
+            info!(
+                nqn, address = %target.address, retired, connected_ms = connected_in.as_millis(),
+                all_ms = begun.elapsed().as_millis(), "replaced a path"
+            );
+        }
         Ok(Replaced { retired, connected_in })
     }
 

@@ -16,7 +16,7 @@ const QUICK: Duration = Duration::from_secs(1);
 async fn note(store: &dyn Store, n: u128, is_moving: bool) {
     let id = volume(n).to_string();
     let moving = is_moving.then(|| serde_json::json!({ "node": "n2", "nexus": "of no interest" }));
-    let value = serde_json::json!({ "uuid": id, "status": "Created", "moving": moving }).to_string();
+    let value = serde_json::json!({ "uuid": id, "target": { "node": "n1" }, "moving": moving }).to_string();
     let put =
         Operation::Put { key: keys().object("VolumeSpec", &id), value: value.into_bytes(), lease: None };
     let put = Transaction { when: vec![], then: vec![put] };
