@@ -26,6 +26,7 @@ pub mod codec;
 pub(crate) mod core;
 mod drain;
 pub mod error;
+mod grow;
 mod inspect;
 pub mod journal;
 pub mod label;

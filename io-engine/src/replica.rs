@@ -143,11 +143,12 @@ pub struct ReplicaUsage {
     pub held_bytes: u64,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     core: Rc<Core>,
     uuid: Uuid,
     layer: LayerId,
-    geometry: Geometry,
+    /// Changes when the replica grows.
+    geometry: Cell<Geometry>,
     /// In units of 4 KiB blocks, whatever the logical block is.
     lock: RangeLock,
     regions: Regions,
@@ -177,7 +178,7 @@ impl Replica {
             core: Rc::clone(core),
             uuid: row.uuid,
             layer: row.layer,
-            geometry,
+            geometry: Cell::new(geometry),
             lock: RangeLock::new(),
             regions: Regions::new(row.region_bytes, open),
             gate: Gate::default(),
@@ -191,6 +192,10 @@ impl Replica {
     /// The replica's UUID.
     pub fn uuid(&self) -> Uuid {
         self.shared.uuid
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Refuses further I/O and changes of the row, and waits for what is in flight.
@@ -218,7 +223,7 @@ impl Replica {
     pub fn usage(&self) -> ReplicaUsage {
         let (allocated_extents, held_blocks) = self.shared.core.layer_usage(self.shared.layer);
         let extent_bytes = self.shared.core.extent_bytes();
-        let capacity_bytes = self.shared.geometry.len_bytes();
+        let capacity_bytes = self.shared.geometry.get().len_bytes();
         ReplicaUsage {
             capacity_bytes,
             allocated_bytes: allocated_extents * extent_bytes,
@@ -315,13 +320,20 @@ impl Replica {
 }
 
 impl Shared {
+    /// The row says so durably: requests may reach as far.
+    pub(crate) fn has_grown(&self, row: &ReplicaRow) {
+        self.regions.grow(row.regions());
+        let Geometry { block_bytes, .. } = self.geometry.get();
+        self.geometry.set(Geometry { block_bytes, blocks: Blocks(row.len_bytes / u64::from(block_bytes)) });
+    }
+
     /// The turn to change what is stored of the replica; an error once it is on its way out.
-    async fn row_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, PoolError> {
+    pub(crate) async fn row_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, PoolError> {
         let turn = self.row_turn.lock().await;
         if self.gate.is_closed() { Err(self.gone()) } else { Ok(turn) }
     }
 
-    fn gone(&self) -> PoolError {
+    pub(crate) fn gone(&self) -> PoolError {
         PoolError::new(Kind::NotFound, format!("replica {} was closed", self.uuid))
     }
 }

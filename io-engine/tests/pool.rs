@@ -7,6 +7,7 @@ use io_engine::block::fault::{Effect, Fault, FaultOp, FaultyDevice};
 use io_engine::block::{BaseDevice, BlockDevice, Blocks, ErrorKind, Lba, LbaRange, MemoryDevice, suite};
 use io_engine::member::{Epoch, Member};
 use io_engine::pool::{Expected, Kind, Pool, PoolSpec, inspect};
+use io_engine::replica::Replica;
 use support::*;
 use uuid::Uuid;
 
@@ -105,6 +106,70 @@ fn bad_requests_are_refused_by_kind() {
         let wrong = Expected { name: Some("other".into()), ..Expected::default() };
         let error = Pool::import(base(&device), &wrong, host()).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), Kind::Foreign);
+    });
+}
+
+#[test]
+fn a_replica_grows_to_whole_extents_and_neither_shrinks_nor_outgrows_its_pool() {
+    run(1, async {
+        let device = memory(32 * MIB);
+        let pool = create(&device).await;
+        let capacity = pool.usage().capacity_bytes;
+        let (thin, thick) = (add(&pool, 1, 2 * MIB, true).await, add(&pool, 2, 2 * MIB, false).await);
+        write(&thin, 0, &[3; PAGE]).await.expect("an extent of its own");
+        let grow = async |replica: &Replica, len| {
+            pool.grow_replica(replica, len).await.map_err(|error| error.kind())
+        };
+        assert_eq!(grow(&thin, capacity + 1).await, Err(Kind::NoSpace));
+        assert_eq!(grow(&thin, u64::MAX).await, Err(Kind::NoSpace));
+        assert_eq!(grow(&thick, capacity - 512).await, Err(Kind::NoSpace), "the thin one has an extent");
+        assert_eq!(grow(&thick, MIB).await, Err(Kind::Invalid));
+        assert_eq!(grow(&thick, 2 * MIB).await, Ok(()), "it has that size");
+        assert_eq!((thick.usage().capacity_bytes, pool.usage().used_bytes), (2 * MIB, 3 * MIB));
+        write(&thick, 2 * MIB, &[1; 512]).await.expect_err("past the end");
+
+        assert_eq!(grow(&thick, 4 * MIB - 1).await, Ok(()));
+        assert_eq!(grow(&thin, capacity).await, Ok(()), "thin replicas may be promised more than there is");
+        let usage = pool.usage();
+        assert_eq!((usage.used_bytes, usage.committed_bytes), (5 * MIB, capacity + 4 * MIB));
+        for replica in [&thin, &thick] {
+            let end = replica.geometry().len_bytes();
+            assert_eq!(read(replica, end - PAGE as u64, PAGE).await, [0; PAGE]);
+            write(replica, end - PAGE as u64, &[7; PAGE]).await.expect("up to the new end");
+            assert_eq!(replica.info().expect("it is there").len_bytes, end);
+            let last = replica.report().await.expect("a report").open_regions.last().copied();
+            assert_eq!(last, Some(end / (64 << 10) - 1));
+        }
+        let after = import(&device.process_image(), restarted()).await.expect("a killed engine's pool");
+        assert_eq!(get(&after, 1).geometry().len_bytes(), capacity);
+        assert_eq!(read(&get(&after, 2), 4 * MIB - PAGE as u64, PAGE).await, [7; PAGE]);
+        assert_eq!((after.check(), pool.check()), (Vec::new(), Vec::new()));
+        pool.destroy_replica(thin.uuid()).await.expect("it is there");
+        assert_eq!(grow(&thin, capacity).await, Err(Kind::NotFound));
+    });
+}
+
+/// The room that a checkpoint has for the maps of absent members is promised when the replica is made, and so for more
+/// regions when it grows.
+#[test]
+fn d9_a_growth_without_room_for_its_maps_is_refused() {
+    run(1, async {
+        let device = memory(3 << 30);
+        let pool = create(&device).await;
+        let replica = add(&pool, 1, MIB, true).await;
+        let mut number = 10;
+        while pool.create_replica(replica_spec(number, MIB, true)).await.is_ok() {
+            number += 1;
+        }
+        let capacity = pool.usage().capacity_bytes;
+        let error = pool.grow_replica(&replica, capacity).await.expect_err("48k regions in four maps");
+        assert_eq!((error.kind(), replica.geometry().len_bytes()), (Kind::NoSpace, MIB));
+        for other in 10..40 {
+            pool.destroy_replica(Uuid::from_u128(other)).await.expect("it is there");
+        }
+        pool.grow_replica(&replica, capacity).await.expect("their room is free again");
+        pool.checkpoint().await.expect("it fits");
+        assert_eq!(pool.check(), Vec::<String>::new());
     });
 }
 

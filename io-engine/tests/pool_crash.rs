@@ -63,6 +63,40 @@ fn d1_every_block_is_old_or_new_and_flushed_writes_are_there_wherever_the_power_
     }
 }
 
+/// Old owners' data lies in the extents that the growth takes, and requests are under way while it does.
+#[test]
+fn d11_a_replica_that_grows_has_either_size_and_shows_nothing_old_wherever_the_power_is_cut() {
+    for seed in 0..2 {
+        run(seed, async {
+            let device = disk(12 * MIB, 4096);
+            device.interleave(3, seed);
+            let mut oracle = Oracle::new(device, 4096).await;
+            oracle.create(1, MIB, true).await;
+            oracle.create(2, MIB, false).await;
+            oracle.create(3, 3 * MIB, false).await;
+            for extent in 0..3 {
+                oracle.step(write_step(3, extent * MIB, MIB)).await;
+            }
+            oracle.destroy(3).await;
+            let mut dice = Dice::new(seed + 300);
+            for len in [2 * MIB, 3 * MIB] {
+                oracle.grow(1, len).await;
+                oracle.grow(2, len).await;
+                oracle.step(write_step(1, len - 8192, 8192)).await;
+                oracle.step(write_step(2, len - MIB - 4096, 8192)).await;
+                for _ in 0..3 {
+                    let steps: Vec<Step> = (0..4).map(|_| dice.step(&[1, 2], len)).collect();
+                    oracle.steps(&steps).await;
+                }
+                oracle.checkpoint().await;
+            }
+            oracle.step(Step::Flush { replica: 1 }).await;
+            oracle.check_live().await;
+            oracle.check_every_crash(3).await;
+        });
+    }
+}
+
 #[test]
 fn d1_random_requests_at_once_survive_a_cut_anywhere() {
     for seed in 0..3 {

@@ -21,6 +21,7 @@ enum Op {
     KillAndImport,
     ExportAndImport,
     Recreate { replica: u128, is_thin: bool },
+    Grow { replica: u128 },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -38,7 +39,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Checkpoint),
         1 => Just(Op::KillAndImport),
         1 => Just(Op::ExportAndImport),
-        1 => (replica, any::<bool>()).prop_map(|(replica, is_thin)| Op::Recreate { replica, is_thin }),
+        1 => (replica.clone(), any::<bool>())
+            .prop_map(|(replica, is_thin)| Op::Recreate { replica, is_thin }),
+        1 => replica.prop_map(|replica| Op::Grow { replica }),
     ]
 }
 
@@ -61,8 +64,10 @@ impl World {
         Self { device, pool, host: host(), block: u64::from(block_bytes), oracles: [oracle.clone(), oracle] }
     }
 
-    fn range(&self, at: u64, blocks: u64) -> (LbaRange, std::ops::Range<usize>) {
-        let end = LEN / self.block;
+    fn range(&self, replica: u128, at: u64, blocks: u64) -> (LbaRange, std::ops::Range<usize>) {
+        let end = self.oracles[usize::from(replica == 2)].len() as u64 / self.block;
+        // The last blocks, which came last, are as likely as the first.
+        let at = if at.is_multiple_of(3) { end.saturating_sub(at + 1) } else { at };
         let at = at % end;
         let blocks = blocks.min(end - at);
         let index = |blocks: u64| usize::try_from(blocks * self.block).expect("a short replica");
@@ -77,19 +82,19 @@ impl World {
     async fn apply(&mut self, op: &Op) {
         match *op {
             Op::Write { replica, at, blocks, fill } => {
-                let (range, bytes) = self.range(at, blocks);
+                let (range, bytes) = self.range(replica, at, blocks);
                 let data: Vec<u8> = (0..=255_u8).cycle().map(|at| at ^ fill).take(bytes.len()).collect();
                 write(&get(&self.pool, replica), range.start().0 * self.block, &data).await.expect("a write");
                 self.oracle(replica)[bytes].copy_from_slice(&data);
             }
             Op::Zero { replica, at, blocks } => {
-                let (range, bytes) = self.range(at, blocks);
+                let (range, bytes) = self.range(replica, at, blocks);
                 let zeroing = get(&self.pool, replica);
                 zeroing.write_zeroes(range, WriteOptions::default()).await.expect("zeroes");
                 self.oracle(replica)[bytes].fill(0);
             }
             Op::Unmap { replica, at, blocks } => {
-                let (range, bytes) = self.range(at, blocks);
+                let (range, bytes) = self.range(replica, at, blocks);
                 get(&self.pool, replica).unmap(range).await.expect("an unmap");
                 let whole = bytes.start.next_multiple_of(PAGE)..bytes.end / PAGE * PAGE;
                 if whole.start < whole.end {
@@ -111,7 +116,15 @@ impl World {
                 let uuid = get(&self.pool, replica).uuid();
                 self.pool.destroy_replica(uuid).await.expect("it is there");
                 add(&self.pool, replica, LEN, is_thin).await;
-                self.oracle(replica).fill(0);
+                *self.oracle(replica) = vec![0; 3 << 20];
+            }
+            Op::Grow { replica } => {
+                let oracle = self.oracle(replica);
+                let len = oracle.len().max((oracle.len() + (1 << 20)).min(5 << 20));
+                oracle.resize(len, 0);
+                let growing = get(&self.pool, replica);
+                // Not whole extents: it is rounded up.
+                self.pool.grow_replica(&growing, len as u64 - 512).await.expect("room for five extents each");
             }
         }
     }

@@ -9,7 +9,7 @@ use super::core::{Core, Host};
 use super::drain::Entered;
 use super::error::{Kind, PoolError};
 use super::layout::PAGE_BYTES;
-use super::record::{AttributeKey, LayerId, ReplicaRow, Run};
+use super::record::{AttributeKey, LayerId, LayerRow, ReplicaRow, Run};
 use super::state::{MISSED_MAPS_KEPT_BACK, Place, map_room};
 use crate::member::{Absence, Epoch, Missed};
 use crate::replica::ABSENT_MAX;
@@ -38,6 +38,11 @@ impl Core {
     /// The stored row of a replica.
     pub(crate) fn row(&self, replica: Uuid) -> Option<ReplicaRow> {
         self.state.borrow().replicas.get(&replica).map(|replica| replica.row.clone())
+    }
+
+    /// The stored row of a layer.
+    pub(super) fn layer_row(&self, layer: LayerId) -> Option<LayerRow> {
+        self.state.borrow().layers.get(&layer).map(|layer| layer.row)
     }
 
     /// The open regions of a replica; none of one that is gone.

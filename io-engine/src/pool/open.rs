@@ -303,10 +303,11 @@ async fn written_blocks(
     Ok(written)
 }
 
-/// Removes what a crash in the middle of a create, delete or first write left; true where there was something.
+/// Removes what a crash in the middle of a create, growth, delete or first write left; true where there was something.
 fn tidy(state: &mut State) -> Result<bool, PoolError> {
     let orphans = state.orphans();
     let mut leftovers: Vec<Change> = orphans.iter().map(|id| Change::LayerRemoved(*id)).collect();
+    leftovers.extend(state.overhangs());
     for (id, layer) in &state.layers {
         if layer.row.keeps_extents || orphans.contains(id) {
             continue;

@@ -81,6 +81,11 @@ pub(super) fn room_of(row: &ReplicaRow) -> u64 {
     row.encoded_len().max(ROW_BYTES_MIN) + maps * map_room(row) + SECTION_OVERHEAD_BYTES
 }
 
+/// As [`room_of`], with maps of so many absent members.
+pub(super) fn room_of_missing(row: &ReplicaRow, absent: usize) -> u64 {
+    room_of(row) + absent.saturating_sub(MISSED_MAPS_KEPT_BACK) as u64 * map_room(row)
+}
+
 /// What a map of regions takes in a checkpoint.
 pub(super) fn map_room(row: &ReplicaRow) -> u64 {
     row.regions().div_ceil(8) + SECTION_OVERHEAD_BYTES
@@ -280,10 +285,11 @@ impl State {
             assigned: 0,
         });
         layer.row = row;
-        if to_usize(extents) < layer.extents.len() {
+        if layer.extents.iter().skip(to_usize(extents)).any(|extent| extent.physical != NONE) {
             return inconsistent(format!("layer {} shrinks over its extents", row.id.0));
         }
         layer.extents.resize(to_usize(extents), Extent::EMPTY);
+        layer.zeroed.retain(|logical, _| u64::from(*logical) < extents);
         Ok(())
     }
 
@@ -510,13 +516,32 @@ impl State {
 
     /// What the tables may take of the room in a checkpoint.
     pub(super) fn room_bytes(&self) -> u64 {
-        let replicas: u64 = self.replicas.values().map(|replica| room_of(&replica.row)).sum();
-        // What is kept back for a replica holds three missed maps; more of them are counted here.
-        let more = self.replicas.values().map(|replica| {
-            replica.missed.len().saturating_sub(MISSED_MAPS_KEPT_BACK) as u64 * map_room(&replica.row)
-        });
+        // What is kept back for a replica holds three missed maps; more of them are counted too.
+        let replicas = self.replicas.values();
+        let replicas: u64 = replicas.map(|replica| room_of_missing(&replica.row, replica.missed.len())).sum();
         let attributes = self.attributes.values().map(|value| value.len() as u64 + ATTRIBUTE_OVERHEAD_BYTES);
-        replicas + more.sum::<u64>() + attributes.sum::<u64>()
+        replicas + attributes.sum::<u64>()
+    }
+
+    /// What undoes a growth that a crash cut off before the replica's row said so: its layer is longer, and may have
+    /// extents there. They are released, and the layer is as long as the replica again.
+    pub(super) fn overhangs(&self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for replica in self.replicas.values() {
+            let Some(layer) = self.layers.get(&replica.row.layer) else { continue };
+            if layer.row.len_bytes <= replica.row.len_bytes {
+                continue;
+            }
+            let narrow = |extents: usize| u32::try_from(extents).expect("a layer has fewer");
+            let kept = to_usize(replica.row.len_bytes / self.layout.extent_bytes).min(layer.extents.len());
+            changes.push(Change::ExtentsReleased {
+                layer: layer.row.id,
+                logical: narrow(kept),
+                count: narrow(layer.extents.len() - kept),
+            });
+            changes.push(Change::LayerPut(LayerRow { len_bytes: replica.row.len_bytes, ..layer.row }));
+        }
+        changes
     }
 
     /// Layers that no replica and no snapshot reaches: left by a crash in the middle of a create or delete, children
@@ -532,5 +557,46 @@ impl State {
         }
         // A parent is always older than its child and so has the smaller id.
         self.layers.keys().rev().filter(|id| !reached.contains(id)).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::violations;
+    use super::*;
+
+    /// A growth in several records, of which the last is lost.
+    #[test]
+    fn d10_a_growth_that_did_not_end_gives_its_extents_back() {
+        let layout = Layout::plan(64 << 20, 1 << 20, Some(64 << 10)).expect("a disk of 64 MiB");
+        let mut state = State::new(layout);
+        let layer =
+            LayerRow { id: LayerId(1), len_bytes: 2 << 20, keeps_extents: true, ..LayerRow::default() };
+        let run = |logical, physical, count| {
+            Change::ExtentsAssigned(ExtentRun { layer: layer.id, logical, physical, count, is_held: false })
+        };
+        let row = ReplicaRow {
+            uuid: Uuid::from_u128(1),
+            layer: layer.id,
+            len_bytes: layer.len_bytes,
+            region_bytes: 64 << 10,
+            ..ReplicaRow::default()
+        };
+        let longer = LayerRow { len_bytes: 7 << 20, ..layer };
+        let made = [Change::LayerPut(layer), run(0, 3, 2), Change::ReplicaPut(row.clone())];
+        let begun = [Change::LayerPut(longer), run(2, 9, 3)];
+        for change in made.iter().chain(&begun) {
+            state.apply(change).expect("it fits");
+        }
+        assert_ne!(violations(&state), Vec::<String>::new(), "the layer is longer than its replica");
+        let mut freed = Vec::new();
+        for change in state.overhangs() {
+            freed.extend(state.apply(&change).expect("it fits"));
+        }
+        assert_eq!(freed, [PhysicalRun { first: 9, count: 3 }]);
+        assert_eq!((violations(&state), state.owned.count()), (Vec::new(), 2));
+        assert!(state.overhangs().is_empty());
+        let shorter = LayerRow { len_bytes: 1 << 20, ..layer };
+        assert!(state.apply(&Change::LayerPut(shorter)).is_err(), "its last extent is there");
     }
 }

@@ -45,7 +45,7 @@ impl Piece {
 
 impl Shared {
     fn lba(&self, offset: u64) -> Lba {
-        Lba(offset / u64::from(self.geometry.block_bytes))
+        Lba(offset / u64::from(self.geometry.get().block_bytes))
     }
 
     /// Fills `buf` with what the replica shows from byte `offset` on.
@@ -262,17 +262,17 @@ impl Replica {
 
 impl BlockDevice for Replica {
     fn geometry(&self) -> Geometry {
-        self.shared.geometry
+        self.shared.geometry.get()
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
-        let bytes = self.shared.geometry.check_bytes(lba, buf.len())?;
+        let bytes = self.shared.geometry.get().check_bytes(lba, buf.len())?;
         let _inside = self.enter(Access::Read)?;
         self.shared.read_bytes(bytes.start, buf).await
     }
 
     async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
-        let bytes = self.shared.geometry.check_bytes(lba, data.len())?;
+        let bytes = self.shared.geometry.get().check_bytes(lba, data.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -294,7 +294,7 @@ impl BlockDevice for Replica {
     }
 
     async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
-        let bytes = self.shared.geometry.check(range)?;
+        let bytes = self.shared.geometry.get().check(range)?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -321,7 +321,7 @@ impl BlockDevice for Replica {
     }
 
     async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
-        let bytes = self.shared.geometry.check(range)?;
+        let bytes = self.shared.geometry.get().check(range)?;
         let pages = bytes.start.div_ceil(PAGE_BYTES)..bytes.end / PAGE_BYTES;
         if pages.start >= pages.end {
             return Ok(());

@@ -85,7 +85,7 @@ impl Member for Replica {
     ) -> Result<(Vec<(u64, u64)>, u64), BlockError> {
         let shared = &self.shared;
         let _inside = self.enter(Access::Read)?;
-        let len = shared.geometry.len_bytes();
+        let len = shared.geometry.get().len_bytes();
         if within.start > within.end || within.end > len {
             return Err(BlockError::new(
                 ErrorKind::OutOfRange,

@@ -187,6 +187,15 @@ impl Regions {
         Ok(guard)
     }
 
+    /// The replica has more regions now, none of them open.
+    pub(super) fn grow(&self, regions: u64) {
+        let mut state = self.state.borrow_mut();
+        let State { ready, ahead, vain, .. } = &mut *state;
+        for map in [ready, ahead, vain] {
+            *map = std::mem::take(map).resized(regions);
+        }
+    }
+
     /// Someone who is absent misses these whatever was written: they are not taken off its map any more.
     pub(super) fn are_missed(&self, regions: &[Run]) {
         let mut state = self.state.borrow_mut();

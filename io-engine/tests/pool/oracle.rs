@@ -29,7 +29,8 @@ struct Version {
 }
 
 struct Model {
-    len: u64,
+    /// What it had, and since when.
+    lens: Vec<(u64, Span)>,
     created: Span,
     destroyed: Option<Span>,
     /// Versions of each 4 KiB block that was ever written, in the order of the calls; before the first it was zero.
@@ -70,8 +71,18 @@ impl Oracle {
         add(&self.pool, number, len, is_thin).await;
         let created = Span { begin, end: self.device.events() };
         let current = vec![0; to_usize(len)];
-        let model = Model { len, created, destroyed: None, pages: BTreeMap::new(), current };
+        let model =
+            Model { lens: vec![(len, created)], created, destroyed: None, pages: BTreeMap::new(), current };
         self.models.insert(number, model);
+    }
+
+    pub(crate) async fn grow(&mut self, number: u128, len: u64) {
+        let begin = self.device.events();
+        self.pool.grow_replica(&get(&self.pool, number), len).await.expect("room for a larger replica");
+        let span = Span { begin, end: self.device.events() };
+        let model = self.models.get_mut(&number).expect("it was created");
+        model.lens.push((len, span));
+        model.current.resize(to_usize(len), 0);
     }
 
     pub(crate) async fn destroy(&mut self, number: u128) {
@@ -162,7 +173,11 @@ impl Oracle {
             }
             Step::Flush { .. } => Box::pin(async move { replica.flush().await.expect("a healthy disk") }),
         };
-        let pages = start / PAGE..end.div_ceil(PAGE);
+        let pages = match step {
+            // It leaves blocks alone that it covers only in part.
+            Step::Unmap { .. } => start.div_ceil(PAGE)..end / PAGE,
+            _ => start / PAGE..end.div_ceil(PAGE),
+        };
         let written = pages.filter(|_| len > 0);
         let written =
             written.map(|page| (page as u64, model.current[page * PAGE..][..PAGE].to_vec())).collect();
@@ -219,7 +234,15 @@ impl Oracle {
                 "{context}: replica {number} was never made"
             );
             let Some(replica) = found else { continue };
-            let shown = read(&replica, 0, to_usize(model.len)).await;
+            let len = replica.geometry().len_bytes();
+            let may_have = |(had, span): &&(u64, Span)| *had == len && span.begin < events;
+            assert!(
+                model.lens.iter().any(|had| may_have(&had)),
+                "{context}: replica {number} has {len} bytes"
+            );
+            let grown = model.lens.iter().filter(|(_, span)| span.end <= events).map(|(had, _)| *had).max();
+            assert!(grown <= Some(len), "{context}: replica {number} of {len} bytes had grown to {grown:?}");
+            let shown = read(&replica, 0, to_usize(len)).await;
             let report = replica.report().await.expect("an open replica");
             assert_eq!(report.lost_power, has_lost_power, "{context}");
             for (page, bytes) in (0..).zip(shown.chunks(PAGE)) {
