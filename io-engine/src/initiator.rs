@@ -18,6 +18,8 @@
 //! One host identity has one association with a subsystem (D7), so each nexus keeps one `RemoteDevice` per replica and
 //! shares it: clones are handles. Of two nexuses of one engine the newer has the association: see `initiator/line.rs`.
 //!
+//! A larger namespace is found when somebody asks ([`RemoteDevice::refresh`]), or when the path comes back.
+//!
 //! Deliberately absent: several I/O queues, asynchronous events (a resize is told by the control plane).
 
 mod absent;
@@ -174,6 +176,20 @@ impl Remote {
         }
     }
 
+    /// The namespace has this size now.
+    fn grow(&self, found: Geometry) -> Result<(), BlockError> {
+        let known = self.geometry.get();
+        if !is_as_large(found, known) {
+            let text = format!("{} was {known:?} and is {found:?}", self.uri);
+            return Err(BlockError::new(ErrorKind::Internal, text));
+        }
+        if found != known {
+            info!(remote.uri = %self.uri, len_bytes = found.len_bytes(), "remote device has grown");
+            self.geometry.set(found);
+        }
+        Ok(())
+    }
+
     fn lost(&self, reason: LostReason) -> BlockError {
         let kind = match reason {
             LostReason::Fenced => ErrorKind::ReservationConflict,
@@ -250,6 +266,13 @@ impl RemoteDevice {
             }
             changed.await;
         }
+    }
+
+    /// Asks how large the namespace is now. One that has become smaller, or has other blocks, is an error.
+    pub async fn refresh(&self) -> Result<(), BlockError> {
+        let association = self.remote.association().await?;
+        let found = connect::identify(&association.admin, &self.remote.uri, &self.remote.options).await?;
+        self.remote.grow(found)
     }
 
     /// Closes the connection for good; requests in flight fail.
@@ -486,11 +509,15 @@ fn member_report(answer: &ReportData) -> MemberReport {
     }
 }
 
+/// The same blocks, and as many at least: a replica may grow.
+fn is_as_large(found: Geometry, known: Geometry) -> bool {
+    found.block_bytes == known.block_bytes && found.blocks >= known.blocks
+}
+
 /// Watches an association, and makes the next one when it is lost. Holds the device only while it acts.
 async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
     let mut current = first;
     let identity = current.identity;
-    let geometry = current.geometry;
     loop {
         let Some(options) = remote.upgrade().map(|remote| remote.options) else { return };
         let keeping = runtime::spawn(keep_alive::keep_alive(
@@ -520,11 +547,10 @@ async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
                     Event::Timer
                 }
                 Action::Connect => {
-                    let Some((key, place)) =
-                        remote.upgrade().map(|remote| (remote.key.get(), Rc::clone(&remote.place)))
-                    else {
-                        return;
-                    };
+                    let known = remote
+                        .upgrade()
+                        .map(|remote| (remote.key.get(), Rc::clone(&remote.place), remote.geometry.get()));
+                    let Some((key, place, geometry)) = known else { return };
                     // A newer device would lose the association to us; it may also leave again.
                     let attempt = attempt(&uri, &options, geometry, identity, key);
                     match select(pin!(place.superseded()), pin!(attempt)).await {
@@ -552,6 +578,8 @@ async fn supervise(remote: Weak<Remote>, first: Rc<Association>) {
             (Ok(()), Some(association)) => {
                 info!(remote.uri = %uri, "path is back");
                 current = Rc::new(association);
+                // It was found to be as large as before at least.
+                remote.geometry.set(current.geometry);
                 remote.set(Link::Live(Rc::clone(&current)));
             }
             (Ok(()), None) => unreachable!("an attempt that succeeded made an association"),
@@ -588,7 +616,7 @@ async fn attempt(
         }
     };
     let verdict = match (known, association.identity) {
-        _ if association.geometry != geometry => Some(LostReason::Different),
+        _ if !is_as_large(association.geometry, geometry) => Some(LostReason::Different),
         (None, _) | (_, None) => Some(LostReason::Unidentified),
         (Some(was), Some(is)) if was.replica != is.replica => Some(LostReason::Different),
         (Some(was), Some(is)) if was.boot_id != is.boot_id => Some(LostReason::Rebooted),

@@ -21,8 +21,6 @@
 //!
 //! A nexus lives on one shard: `Rc` and short borrows, no lock over an await. Futures of host commands never resolve
 //! once the nexus is stopped; whoever serves it closes the host's connections then, and makes up no error.
-//!
-//! Deliberately absent here: resize.
 
 pub(crate) mod absence;
 pub mod barrier;
@@ -48,6 +46,7 @@ pub(crate) mod held;
 mod lease;
 mod read;
 mod recover;
+mod resize;
 pub(crate) mod retire;
 mod sync;
 mod write;
@@ -127,7 +126,8 @@ pub(crate) struct Inner<P: Parts> {
     pub(crate) volume: Uuid,
     pub(crate) rebuild_bytes_per_second: Option<u64>,
     pub(crate) parts: P,
-    pub(crate) geometry: Geometry,
+    /// Only ever grows.
+    pub(crate) geometry: Cell<Geometry>,
     pub(crate) state: Cell<NexusState>,
     pub(crate) children: RefCell<Vec<Rc<Child<P::Device>>>>,
     pub(crate) record: RefCell<RecordState>,
@@ -176,7 +176,7 @@ impl<P: Parts> Inner<P> {
             volume: spec.volume,
             rebuild_bytes_per_second: spec.rebuild_bytes_per_second,
             parts,
-            geometry,
+            geometry: Cell::new(geometry),
             state: Cell::new(NexusState::Init),
             children: RefCell::new(children),
             record: RefCell::new(record),
@@ -213,7 +213,14 @@ impl<P: Parts> Inner<P> {
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
-        self.geometry
+        self.geometry.get()
+    }
+
+    /// True where a device has room for all of the nexus, in blocks of the same size.
+    pub(crate) fn fits(&self, shape: Geometry) -> bool {
+        let own = self.geometry();
+        shape.block_bytes == own.block_bytes
+            && layout::data_area(shape).is_some_and(|area| area.blocks >= own.blocks)
     }
 
     pub(crate) fn child(&self, replica: Uuid) -> Option<Rc<Child<P::Device>>> {
@@ -355,15 +362,16 @@ impl<P: Parts> Nexus<P> {
     }
 
     fn range(&self, lba: Lba, len: usize) -> Result<(LbaRange, std::ops::Range<u64>), BlockError> {
-        let bytes = self.inner.geometry.check_bytes(lba, len)?;
-        let blocks = Blocks(len as u64 / u64::from(self.inner.geometry.block_bytes));
+        let geometry = self.inner.geometry();
+        let bytes = geometry.check_bytes(lba, len)?;
+        let blocks = Blocks(len as u64 / u64::from(geometry.block_bytes));
         Ok((LbaRange::new(lba, blocks).expect("checked against the end"), bytes))
     }
 }
 
 impl<P: Parts> BlockDevice for Nexus<P> {
     fn geometry(&self) -> Geometry {
-        self.inner.geometry
+        self.inner.geometry()
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
@@ -377,12 +385,12 @@ impl<P: Parts> BlockDevice for Nexus<P> {
     }
 
     async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
-        let bytes = self.inner.geometry.check(range)?;
+        let bytes = self.inner.geometry().check(range)?;
         self.inner.write_range(range, bytes, Mirrored::WriteZeroes { range, options }).await
     }
 
     async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
-        let bytes = self.inner.geometry.check(range)?;
+        let bytes = self.inner.geometry().check(range)?;
         self.inner.write_range(range, bytes, Mirrored::Unmap { range }).await
     }
 

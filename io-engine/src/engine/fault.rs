@@ -59,7 +59,9 @@ pub(super) fn of_nexus(error: &NexusError) -> ApiError {
         NexusError::TooManyChildren { .. }
         | NexusError::ChildNotOpened { .. }
         | NexusError::ChildDoesNotFit { .. }
-        | NexusError::ChildrenDoNotFit => ErrorKind::InvalidArgument,
+        | NexusError::ChildrenDoNotFit
+        | NexusError::ChildTooSmall { .. }
+        | NexusError::Shrinks { .. } => ErrorKind::InvalidArgument,
         NexusError::ChildExists { .. } => ErrorKind::AlreadyExists,
         NexusError::ChildNotFound { .. } | NexusError::NoRebuild { .. } => ErrorKind::NotFound,
         NexusError::ChildState { .. }

@@ -116,12 +116,10 @@ async fn connect(uri: &NvmfUri, options: &InitiatorOptions) -> Result<Associatio
     let value = counts.encode();
     let set = AdminCommand::SetFeatures { feature: feature::NUMBER_OF_QUEUES, save: false, value };
     setup.admin(set.encode(Nsid(0)), Data::None, "set the number of queues").await?;
-    let namespace = NamespaceView::decode(&*setup.identify(IdentifyTarget::Namespace, NSID).await?)
-        .filter(|namespace| namespace.blocks > 0)
-        .ok_or_else(|| {
-            let text = format!("{uri} has no namespace {} that can be used", NSID.0);
-            ConnectError::Refused(BlockError::new(ErrorKind::Unsupported, text))
-        })?;
+    let geometry = setup.namespace().await?.ok_or_else(|| {
+        let text = format!("{uri} has no namespace {} that can be used", NSID.0);
+        ConnectError::Refused(BlockError::new(ErrorKind::Unsupported, text))
+    })?;
 
     let commands_max = if controller.commands_max == 0 { u16::MAX } else { controller.commands_max };
     let depth = options.queue_depth.min(cap.queue_entries_max).min(commands_max).max(2);
@@ -131,12 +129,18 @@ async fn connect(uri: &NvmfUri, options: &InitiatorOptions) -> Result<Associatio
     setup.connect(1, depth.into(), cntlid, 0).await?;
     io_queue.set_in_capsule_bytes(controller.in_capsule_bytes);
     let identity = setup.identity().await?;
-    Ok(Association {
-        admin: admin.keep(),
-        io: io.keep(),
-        geometry: Geometry { block_bytes: namespace.block_bytes, blocks: Blocks(namespace.blocks) },
-        controller,
-        identity,
+    Ok(Association { admin: admin.keep(), io: io.keep(), geometry, controller, identity })
+}
+
+/// How large the namespace is now.
+pub(super) async fn identify(
+    admin: &Rc<Queue>,
+    uri: &NvmfUri,
+    options: &InitiatorOptions,
+) -> Result<Geometry, BlockError> {
+    Setup { queue: admin, uri, options }.namespace().await?.ok_or_else(|| {
+        let text = format!("{uri} has no namespace {} any more", NSID.0);
+        BlockError::new(ErrorKind::Internal, text)
     })
 }
 
@@ -206,6 +210,15 @@ impl Setup<'_> {
         let finished = self.admin(entry, Data::Read(IoBuf::zeroed(4096)), "identify").await?;
         let buffer = finished.buffer.expect("a read keeps its buffer");
         Ok(buffer.to_vec().into_boxed_slice().try_into().expect("made with this length"))
+    }
+
+    /// Size and blocks of the namespace; `None` where there is none that can be used.
+    async fn namespace(&self) -> Result<Option<Geometry>, BlockError> {
+        let found = NamespaceView::decode(&*self.identify(IdentifyTarget::Namespace, NSID).await?);
+        Ok(found.filter(|namespace| namespace.blocks > 0).map(|namespace| Geometry {
+            block_bytes: namespace.block_bytes,
+            blocks: Blocks(namespace.blocks),
+        }))
     }
 
     /// Who serves the replica; `None` if the target does not know the question, or answers no I/O now.

@@ -46,7 +46,7 @@ pub enum LostReason {
     EngineRestarted,
     /// It does not say who it is, so that nobody knows what became of it meanwhile.
     Unidentified,
-    /// Another size, block size or replica.
+    /// Smaller, of another block size, or another replica.
     Different,
     /// It refused us for good.
     Refused,

@@ -165,7 +165,7 @@ impl<P: Parts> Nexus<P> {
 }
 
 impl<P: Parts> Inner<P> {
-    fn check_open(&self) -> Result<(), NexusError> {
+    pub(super) fn check_open(&self) -> Result<(), NexusError> {
         match self.state.get() {
             NexusState::Open | NexusState::Holding => Ok(()),
             state => Err(NexusError::NexusState { state }),

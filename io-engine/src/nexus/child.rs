@@ -27,6 +27,9 @@ pub trait Device: BlockDevice + Member + Reserve + 'static {
     /// On this engine.
     fn is_local(&self) -> bool;
 
+    /// Asks how large it is now; [`BlockDevice::geometry`] says so afterwards.
+    fn refresh(&self) -> impl Future<Output = Result<(), BlockError>>;
+
     /// Breaks the connection off, where there is one: commands under way end with an error and are certain not to be
     /// executed later than the next successful open; new ones fail.
     fn disconnect(&self);

@@ -95,6 +95,10 @@ impl<P: Parts> Inner<P> {
         if !self.writers_answer() {
             return false;
         }
+        // Regions still to be copied are not known as open here, and may share a region of a child's with others.
+        if self.regions.borrow().are_closed_together() && self.unsynced.borrow().len() > 0 {
+            return false;
+        }
         let covered = self.regions.borrow().closable(usize::MAX).len();
         if covered < self.regions.borrow().quiet() && self.flush_now().await.is_err() {
             return false;

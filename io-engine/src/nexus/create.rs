@@ -444,6 +444,10 @@ fn assemble<P: Parts>(
                     child.adopt(device, found.report.as_ref());
                     returning.push(Rc::clone(&child));
                 }
+                // A replica that was away while the volume grew may still grow.
+                Ok(device) if device.geometry().block_bytes == geometry.block_bytes => {
+                    child.never_was_member(proof, FaultReason::CannotOpen);
+                }
                 Ok(_) => child.never_was_member(proof, FaultReason::ConfigInvalid),
                 Err(_) => child.never_was_member(proof, reason),
             }
@@ -488,19 +492,12 @@ pub(super) async fn open_child<P: Parts>(
     {
         return Err(not_opened(format!("holds replica {}", report.replica)));
     }
-    let shape = device.geometry();
-    let geometry = nexus.geometry();
-    if shape.block_bytes != geometry.block_bytes
-        || data_area(shape).is_none_or(|area| area.blocks < geometry.blocks)
-    {
+    if !nexus.fits(device.geometry()) {
         return Err(NexusError::ChildDoesNotFit { uri: child.uri.clone() });
     }
-    // A region of the nexus is never smaller than a child's: a close must cover whole regions.
-    if report
-        .as_ref()
-        .is_some_and(|report| u64::from(report.region_bytes) > nexus.regions.borrow().region_bytes())
-    {
-        return Err(NexusError::ChildDoesNotFit { uri: child.uri.clone() });
+    if let Some(report) = &report {
+        // Larger than those of the first children where the volume has grown since.
+        nexus.regions.borrow_mut().close_together(u64::from(report.region_bytes));
     }
     child.adopt(device, report.as_ref());
     Ok(())

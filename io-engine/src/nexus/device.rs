@@ -80,6 +80,14 @@ impl Device for ChildDevice {
         !matches!(self, Self::Remote(_))
     }
 
+    async fn refresh(&self) -> Result<(), BlockError> {
+        match self {
+            // Its pool tells it.
+            Self::Replica(_) => Ok(()),
+            Self::Remote(remote) => remote.refresh().await,
+        }
+    }
+
     fn disconnect(&self) {
         match self {
             Self::Replica(replica) => replica.leave(),

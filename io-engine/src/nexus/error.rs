@@ -41,11 +41,29 @@ pub enum NexusError {
         /// What went wrong.
         why: String,
     },
-    /// The child is smaller than the nexus, or has other blocks or larger regions.
+    /// The child is smaller than the nexus, or has other blocks.
     #[error("child {uri} does not fit the nexus")]
     ChildDoesNotFit {
         /// The child.
         uri: String,
+    },
+    /// A child that takes writes has less room than is asked for.
+    #[error("child {uri} has room for {room_bytes} bytes, and {size_bytes} are asked for")]
+    ChildTooSmall {
+        /// The child.
+        uri: String,
+        /// What fits on it.
+        room_bytes: u64,
+        /// What the nexus is to have.
+        size_bytes: u64,
+    },
+    /// A nexus does not become smaller.
+    #[error("the nexus has {size_bytes} bytes and does not shrink to {asked_bytes}")]
+    Shrinks {
+        /// What it has.
+        size_bytes: u64,
+        /// What was asked for.
+        asked_bytes: u64,
     },
     /// The children's block sizes differ, or one has no room for data.
     #[error("the children do not fit each other")]

@@ -66,6 +66,9 @@ pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
 /// How long a shutdown tries to record that it was clean; the record is worth less than the shutdown.
 pub const SHUTDOWN_STORE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a resize waits for a child that does not answer just now: until it is back, or has left.
+pub const RESIZE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Changes of membership waiting for the registrar; one per child is enough, more are refused.
 pub const CHANGES_MAX: usize = 64;
 

@@ -96,7 +96,7 @@ impl<P: Parts> Inner<P> {
         let attempt = async {
             let Ok(device) = self.parts.open(&child.uri).await else { return Attempt::Failed };
             let device = Rc::new(device);
-            if device.geometry() != child.device().map_or(device.geometry(), |old| old.geometry()) {
+            if !self.fits(device.geometry()) {
                 return Attempt::Stranger;
             }
             // What the old connection had begun has to be over, or it could land after what is sent again.

@@ -11,8 +11,9 @@
 //! region is being closed no write may begin in it: a close that overtakes a write on one replica would leave the
 //! write unnoted there.
 //!
-//! Regions here are numbered within the nexus, in the largest region size of its children; children's own numbers
-//! are derived from byte ranges.
+//! Regions here are numbered within the nexus, in the largest region size of its first children; children's own
+//! numbers are derived from byte ranges. A child that comes later may have larger regions, because a volume that has
+//! grown gets replicas with larger ones: regions of the nexus that lie in one of its are closed together then.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,10 +32,18 @@ struct Region {
     is_closing: bool,
 }
 
+impl Region {
+    fn is_ready(&self) -> bool {
+        self.is_flushed && self.in_flight == 0 && !self.is_closing
+    }
+}
+
 /// The open regions of a nexus.
 #[derive(Debug)]
 pub struct Regions {
     region_bytes: u64,
+    /// Regions in a row that are closed only together; a power of two.
+    together: u64,
     clock: u64,
     open: BTreeMap<u64, Region>,
 }
@@ -43,7 +52,17 @@ impl Regions {
     /// No region is open. `region_bytes` is the largest region size of the children.
     pub fn new(region_bytes: u64) -> Self {
         assert!(region_bytes.is_power_of_two(), "regions of {region_bytes} bytes");
-        Self { region_bytes, clock: 1, open: BTreeMap::new() }
+        Self { region_bytes, together: 1, clock: 1, open: BTreeMap::new() }
+    }
+
+    /// A child with regions of this size takes part from now on.
+    pub fn close_together(&mut self, child_region_bytes: u64) {
+        self.together = self.together.max(child_region_bytes / self.region_bytes);
+    }
+
+    /// True where a child has larger regions than the nexus.
+    pub fn are_closed_together(&self) -> bool {
+        self.together > 1
     }
 
     /// Bytes per region.
@@ -67,7 +86,8 @@ impl Regions {
     /// True where a write into `bytes` has to wait until a close is done.
     pub fn is_closing(&self, bytes: &Range<u64>) -> bool {
         let touched = self.touched(bytes);
-        self.open.range(touched).any(|(_, region)| region.is_closing)
+        let all = touched.start / self.together * self.together..touched.end.next_multiple_of(self.together);
+        self.open.range(all).any(|(_, region)| region.is_closing)
     }
 
     /// A write into `bytes` is about to be sent.
@@ -125,12 +145,27 @@ impl Regions {
 
     /// Up to `count_max` regions that may be closed now.
     pub fn closable(&self, count_max: usize) -> Vec<u64> {
-        self.open
-            .iter()
-            .filter(|(_, region)| region.is_flushed && region.in_flight == 0 && !region.is_closing)
-            .map(|(index, _)| *index)
-            .take(count_max)
-            .collect()
+        let mut closable = Vec::new();
+        let mut open = self.open.iter().peekable();
+        // A child may have one region for all of a group: none is closed there while another may not be.
+        while let Some((first, region)) = open.next() {
+            let mut group = vec![*first];
+            let mut is_ready = region.is_ready();
+            while let Some((index, region)) =
+                open.next_if(|(index, _)| **index / self.together == first / self.together)
+            {
+                group.push(*index);
+                is_ready &= region.is_ready();
+            }
+            if is_ready {
+                closable.extend(group);
+            }
+            if closable.len() >= count_max {
+                break;
+            }
+        }
+        closable.truncate(count_max);
+        closable
     }
 
     /// Regions without a write in flight.
@@ -234,6 +269,31 @@ mod tests {
         regions.close_begins(&[1]);
         regions.close_ended(&[1], true);
         assert_eq!(regions.len(), 1);
+    }
+
+    #[test]
+    fn d2_regions_that_share_one_of_a_childs_are_closed_together() {
+        let mut regions = Regions::new(MIB);
+        for write in [4 * MIB..4 * MIB + 1, 6 * MIB..6 * MIB + 1, 9 * MIB..9 * MIB + 1] {
+            regions.begin(&write);
+            regions.end(&write);
+        }
+        regions.close_together(MIB / 2);
+        assert!(!regions.are_closed_together());
+        regions.close_together(4 * MIB);
+        regions.begin(&(5 * MIB..6 * MIB));
+        flush(&mut regions);
+        assert_eq!(regions.closable(9), [9], "a write is in flight in the other group");
+        regions.end(&(5 * MIB..6 * MIB));
+        assert_eq!(regions.closable(9), [9], "and not flushed when it has ended");
+        flush(&mut regions);
+        assert_eq!(regions.closable(9), [4, 5, 6, 9]);
+        assert_eq!(regions.closable(2), [4, 5]);
+        regions.close_begins(&[4, 5]);
+        assert!(regions.is_closing(&(7 * MIB..8 * MIB)) && !regions.is_closing(&(8 * MIB..9 * MIB)));
+        assert_eq!(regions.closable(9), [9]);
+        regions.close_ended(&[4, 5], true);
+        assert_eq!(regions.closable(9), [6, 9]);
     }
 
     #[test]

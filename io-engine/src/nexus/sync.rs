@@ -193,11 +193,16 @@ impl<P: Parts> Inner<P> {
             let of_region = self.regions.borrow().bytes_of(region);
             of_region.start..of_region.end.min(self.geometry().len_bytes())
         };
+        let preferred = self.unsynced.borrow().source;
+        self.make_equal(bytes, preferred).await;
+    }
+
+    /// Copies a range from `preferred`, if it can be read there, to all other children that take writes.
+    pub(super) async fn make_equal(self: &Rc<Self>, bytes: Range<u64>, preferred: Uuid) {
         let range = self.blocks_of(&bytes);
         let _guard = self.lock.lock(range).await;
-        let preferred = self.unsynced.borrow().source;
         let Some((source, data)) = self.read_from_source(preferred, range).await else {
-            tracing::error!(nexus.id = %self.uuid, region, "no member can read an open region: left as it is");
+            tracing::error!(nexus.id = %self.uuid, ?bytes, "no member can read what may differ: left as it is");
             return;
         };
         // Destinations too: they may have been copied what the members have lost since.

@@ -11,6 +11,7 @@ mod outage;
 mod rebuild;
 mod reconcile;
 mod reserve;
+mod resize;
 mod rules;
 mod stories;
 mod storm;

@@ -88,7 +88,7 @@ impl<P: Parts> Nexus<P> {
             uuid: nexus.uuid,
             name: nexus.name.clone(),
             volume: nexus.volume,
-            size_bytes: nexus.geometry.len_bytes(),
+            size_bytes: nexus.geometry().len_bytes(),
             state: nexus.state.get(),
             health,
             children,

@@ -90,6 +90,12 @@ impl<P: Parts> Inner<P> {
     /// Lets an opened child join the writer set and fills it.
     pub(crate) fn start_rebuild(self: &Rc<Self>, child: &Rc<Child<P::Device>>) {
         let geometry = self.geometry();
+        // It may have been opened for a nexus that has grown since.
+        if child.device().is_some_and(|device| !self.fits(device.geometry())) {
+            child.apply(ChildEvent::OpenFailed(FaultReason::CannotOpen));
+            self.changed();
+            return;
+        }
         if !child.apply(ChildEvent::Joined) {
             return;
         }

@@ -2,7 +2,7 @@
 //!
 //! Fault model: engines are killed and started again, machines lose power (one after the other, never the last member
 //! that has it, or all at once), links between machines are cut and healed, connections are reset, disks stand still for
-//! seconds, the store goes away, loses replies or requests. Never: loss of a disk. After each round there is calm: the volume has to be whole again within minutes of its time,
+//! seconds, the volume grows, the store goes away, loses replies or requests. Never: loss of a disk. After each round there is calm: the volume has to be whole again within minutes of its time,
 //! every place must show what the oracle allows, and all replicas must hold the same bytes.
 
 use std::cell::{Cell, RefCell};
@@ -44,8 +44,11 @@ pub(super) struct Shared {
     pub(super) stop: Rc<Cell<bool>>,
     clients: Cell<usize>,
     pub(super) nexus: RefCell<Option<EngineNexus>>,
-    replicas: RefCell<[Option<Replica>; ENGINES]>,
-    size_bytes: u64,
+    replicas: RefCell<[Option<(Pool, Replica)>; ENGINES]>,
+    /// Size of the volume at first.
+    first_bytes: u64,
+    /// What it is to have.
+    size_bytes: Cell<u64>,
 }
 
 pub(super) fn address(index: usize) -> IpAddr {
@@ -62,8 +65,8 @@ pub(super) fn nqn(text: impl std::fmt::Display) -> Nqn {
 
 /// A process: serves its replica; the first engine has the nexus.
 async fn engine(shared: Rc<Shared>, index: usize) {
-    let (replica, _target) = serve_replica(index, shared.size_bytes).await;
-    shared.replicas.borrow_mut()[index] = Some(replica.clone());
+    let (pool, replica, _target) = serve_replica(index, shared.first_bytes).await;
+    shared.replicas.borrow_mut()[index] = Some((pool, replica.clone()));
     if index == 0 {
         Box::pin(serve_volume(&shared, replica)).await;
     }
@@ -71,7 +74,7 @@ async fn engine(shared: Rc<Shared>, index: usize) {
 }
 
 /// Imports the engine's pool, or makes it the first time, and serves its replica for as long as the target is kept.
-pub(super) async fn serve_replica(index: usize, size_bytes: u64) -> (Replica, Target<Replica>) {
+pub(super) async fn serve_replica(index: usize, size_bytes: u64) -> (Pool, Replica, Target<Replica>) {
     let host = Host::here(Uuid::from_bytes(runtime::random_uuid_bytes()));
     let open =
         async || BaseDevice::File(FileDevice::open("/disk0", Some(512)).await.expect("the disk opens"));
@@ -112,7 +115,25 @@ pub(super) async fn serve_replica(index: usize, size_bytes: u64) -> (Replica, Ta
         retry_delays: [0; 3],
     };
     target.add(subsystem).expect("the subsystem is new");
-    (replica, target)
+    (pool, replica, target)
+}
+
+/// What a control plane does that grows a volume: on each engine its replica, if that has not got the size.
+async fn grow_replica((pool, replica): (Pool, Replica), size_bytes: u64) {
+    let len = DATA_OFFSET_BYTES + size_bytes + MIB;
+    if replica.geometry().len_bytes() < len {
+        // The disk may stand still, or the engine end.
+        let _later = pool.grow_replica(&replica, len).await;
+    }
+}
+
+/// And then the nexus; refused as long as a child is too small, or silent.
+async fn grow_nexus(shared: &Shared) {
+    let Some(nexus) = shared.nexus.borrow().clone() else { return };
+    let size = shared.size_bytes.get();
+    if nexus.resize(size).await.is_ok() {
+        shared.oracle.grown(shared.first_bytes, size);
+    }
 }
 
 async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
@@ -130,7 +151,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
         uuid: Uuid::from_u128(0xA0),
         name: "nexus".into(),
         volume: Uuid::from_u128(0xF0),
-        size_bytes: shared.size_bytes,
+        size_bytes: shared.size_bytes.get(),
         children,
         record_key: KEY.into(),
         given_up: Vec::new(),
@@ -150,6 +171,7 @@ async fn serve_volume(shared: &Rc<Shared>, local: Replica) {
             Err(_) => runtime::sleep(Duration::from_millis(500)).await,
         }
     };
+    assert!(nexus.geometry().len_bytes() >= shared.oracle.told_bytes(), "smaller than hosts were told");
     shared.nexus.replace(Some(nexus.clone()));
     shared.oracle.next_generation();
     for number in 0..CLIENTS {
@@ -193,7 +215,8 @@ impl World {
             clients: Cell::new(0),
             nexus: RefCell::default(),
             replicas: RefCell::default(),
-            size_bytes,
+            first_bytes: size_bytes,
+            size_bytes: Cell::new(size_bytes),
         });
         Self { sim, nodes, is_alive: [false; ENGINES], has_lost_power: [false; ENGINES], shared }
     }
@@ -240,7 +263,7 @@ impl World {
     fn lose_power(&mut self, index: usize) {
         for other in 0..ENGINES {
             let replica = self.shared.replicas.borrow()[other].clone();
-            if let Some(replica) = replica.filter(|_| self.has_lost_power[other]) {
+            if let Some((_, replica)) = replica.filter(|_| self.has_lost_power[other]) {
                 let report = self.sim.block_on(self.nodes[other], async move { replica.report().await });
                 self.has_lost_power[other] = report.is_ok_and(|report| report.lost_power);
             }
@@ -261,7 +284,7 @@ impl World {
 
     fn strike(&mut self) {
         let index = self.random(ENGINES as u64);
-        match self.random(16) {
+        match self.random(17) {
             0 | 1 => self.end(index, false),
             2 => self.lose_power(index),
             3..=6 => (0..ENGINES).for_each(|index| self.start(index)),
@@ -279,7 +302,53 @@ impl World {
                 (0..ENGINES).for_each(|index| self.end(index, true));
                 self.shared.oracle.all_power_was_lost();
             }
+            15 => self.grow(),
             _ => self.sim.handle().reset_connections(self.nodes[0], self.nodes[index.max(1)]),
+        }
+    }
+
+    /// The volume is to be larger; whoever cannot be reached now grows later.
+    fn grow(&self) {
+        let size = self.shared.size_bytes.get() + 512 * 1024 * (1 + self.random(3) as u64);
+        self.shared.size_bytes.set(size.min(2 * self.shared.first_bytes));
+        for index in (0..ENGINES).filter(|index| self.is_alive[*index]) {
+            let Some(replica) = self.shared.replicas.borrow()[index].clone() else { continue };
+            self.sim.spawn(self.nodes[index], grow_replica(replica, self.shared.size_bytes.get()));
+        }
+        let shared = Rc::clone(&self.shared);
+        if self.is_alive[0] {
+            self.sim.spawn(self.nodes[0], async move {
+                runtime::sleep(Duration::from_millis(100)).await;
+                grow_nexus(&shared).await;
+            });
+        }
+    }
+
+    /// Everything works: the volume gets the size it is to have.
+    fn become_large(&self) {
+        for turn in 0.. {
+            let nexus = self.shared.nexus.borrow().clone();
+            let len = nexus.map_or(0, |nexus| nexus.geometry().len_bytes());
+            let wanted = self.shared.size_bytes.get();
+            let has_grown = |replica: &Option<(Pool, Replica)>| {
+                let len = replica.as_ref().map_or(0, |(_, replica)| replica.geometry().len_bytes());
+                len >= DATA_OFFSET_BYTES + wanted + MIB
+            };
+            let all_have_grown = self.shared.replicas.borrow().iter().all(has_grown);
+            if len == wanted && self.shared.oracle.told_bytes() >= len && all_have_grown {
+                break;
+            }
+            assert!(turn < 300, "seed {}: {len} bytes, and no more", self.sim.seed());
+            for index in 0..ENGINES {
+                let replica = self.shared.replicas.borrow()[index].clone();
+                if let Some(replica) = replica {
+                    let size = self.shared.size_bytes.get();
+                    self.sim.block_on(self.nodes[index], grow_replica(replica, size));
+                }
+            }
+            let shared = Rc::clone(&self.shared);
+            self.sim.block_on(self.nodes[0], async move { grow_nexus(&shared).await });
+            self.sim.run_for(Duration::from_secs(1));
         }
     }
 
@@ -310,6 +379,7 @@ impl World {
                 self.sim.heal(self.nodes[a], self.nodes[b]);
             }
         }
+        self.become_large();
         self.become_whole();
         self.shared.stop.set(true);
         for turn in 0.. {
@@ -370,9 +440,9 @@ impl World {
         };
         let contents: Vec<_> = (0..ENGINES)
             .map(|index| {
-                let replica = self.shared.replicas.borrow()[index].clone().expect("all engines run");
+                let (_, replica) = self.shared.replicas.borrow()[index].clone().expect("all engines run");
                 let lba = Lba(DATA_OFFSET_BYTES / 512);
-                let len = usize::try_from(self.shared.size_bytes).expect("a small volume");
+                let len = usize::try_from(self.shared.size_bytes.get()).expect("a small volume");
                 self.sim.block_on(self.nodes[index], async move {
                     replica.read(lba, IoBuf::zeroed(len)).await.expect("the replica reads")
                 })
@@ -384,7 +454,7 @@ impl World {
             assert_eq!(differs, None, "seed {seed}: replica {index} differs at this byte, {:?}", states());
         }
         for index in 0..ENGINES {
-            let replica = self.shared.replicas.borrow()[index].clone().expect("all engines run");
+            let (_, replica) = self.shared.replicas.borrow()[index].clone().expect("all engines run");
             let absent = self.sim.block_on(self.nodes[index], async move { replica.absent().await });
             let seed = self.sim.seed();
             assert_eq!(absent.expect("an open replica"), [], "seed {seed}: {index} misses somebody");

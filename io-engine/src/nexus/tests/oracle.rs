@@ -20,6 +20,8 @@ use crate::rebuild::{JobState, RebuildRecord};
 
 /// Places a host writes to; each belongs to one client.
 pub(super) const PLACES: u64 = 40;
+/// Bytes from place to place.
+const STRIDE_BYTES: u64 = STRIDE * 512;
 /// Clients.
 pub(super) const CLIENTS: u64 = 4;
 /// Blocks from place to place, of 4 KiB each: several places per region.
@@ -119,6 +121,9 @@ pub(super) struct Oracle {
     places: RefCell<BTreeMap<u64, Place>>,
     next: Cell<u32>,
     newest: Cell<Generation>,
+    /// Places that came when the volume grew, by number.
+    new_places: RefCell<Range<u64>>,
+    told_bytes: Cell<u64>,
     /// The newest that answered.
     serving: Cell<Generation>,
     writes: Cell<u64>,
@@ -153,6 +158,31 @@ impl Oracle {
     pub(super) fn next_generation(&self) -> Generation {
         self.newest.set(Generation(self.newest.get().0 + 1));
         self.newest.get()
+    }
+
+    /// The host was told of a larger volume: it uses what came behind its first size.
+    pub(super) fn grown(&self, from_bytes: u64, to_bytes: u64) {
+        self.told_bytes.set(self.told_bytes.get().max(to_bytes));
+        let from = from_bytes.div_ceil(STRIDE_BYTES).next_multiple_of(CLIENTS);
+        let to = to_bytes / STRIDE_BYTES;
+        let mut places = self.new_places.borrow_mut();
+        *places = from..to.max(places.end).max(from);
+    }
+
+    /// The largest size that the host was told of, once the volume has grown.
+    pub(super) fn told_bytes(&self) -> u64 {
+        self.told_bytes.get()
+    }
+
+    /// One of the places of a client.
+    fn place_of(&self, client: u64) -> u64 {
+        let places = self.new_places.borrow();
+        let new = (places.end - places.start) / CLIENTS;
+        let turn = runtime::random_u64() % (PLACES / CLIENTS + new);
+        match turn.checked_sub(PLACES / CLIENTS) {
+            None => turn * CLIENTS + client,
+            Some(new) => places.start + new * CLIENTS + client,
+        }
     }
 
     pub(super) fn newest(&self) -> Generation {
@@ -285,7 +315,8 @@ impl Oracle {
 
     /// Reads every place once.
     pub(super) async fn read_all(&self, device: &impl BlockDevice, generation: Generation) {
-        for place in 0..PLACES {
+        let new = self.new_places.borrow().clone();
+        for place in (0..PLACES).chain(new) {
             let losses = self.losses.get();
             let buf = device.read(Lba(place * STRIDE), IoBuf::zeroed(4096)).await.expect("no read fails");
             self.read(place, &buf, losses, generation);
@@ -321,7 +352,7 @@ pub(super) async fn client(
     stop: Rc<Cell<bool>>,
 ) {
     while !stop.get() {
-        let place = runtime::random_u64() % (PLACES / CLIENTS) * CLIENTS + number;
+        let place = oracle.place_of(number);
         let losses = oracle.losses.get();
         match runtime::random_u64() % 10 {
             0..=5 => {

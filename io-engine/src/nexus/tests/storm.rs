@@ -1,8 +1,8 @@
 //! A storm of random faults, then calm: whatever happened, what was acknowledged is there, and all comes back.
 //!
 //! A host writes and reads blocks; meanwhile connections break, engines restart, machines lose power (one after the
-//! other, never the last member that has it, or all at once), the store goes away, media fail, disks stand still, and
-//! the nexus itself dies and is created again. The replicas
+//! other, never the last member that has it, or all at once), the store goes away, media fail, disks stand still, the
+//! volume grows, and the nexus itself dies and is created again. The replicas
 //! are those of [`super::world`], which fail in more ways than real ones; `engines` has the real ones.
 
 use std::cell::{Cell, RefCell};
@@ -52,16 +52,40 @@ impl Storm {
             self.weather.change(true);
             seconds(1).await;
         };
+        let size = self.nexus.view().size_bytes;
+        let told = self.oracle.told_bytes();
+        assert!(size >= told, "hosts were told of {told} bytes, there are {size}");
         self.oracle.next_generation();
         self.start_clients();
     }
 
     async fn strike(&mut self) {
-        match runtime::random_u64() % 13 {
+        match runtime::random_u64() % 14 {
             10 => self.restart_nexus().await,
             12 => self.online().await,
+            13 => self.grow().await,
             _ => self.weather.strike(),
         }
+    }
+
+    /// What a control plane does that grows a volume: replicas first, as far as they can be reached. Its caller wants it
+    /// from now on, whatever becomes of this attempt.
+    async fn grow(&self) {
+        let more = 32 * 1024 * (1 + runtime::random_u64() % 8);
+        self.world.size.set((self.world.size.get() + more).min(SIZE_MAX));
+        self.grow_to_wish().await;
+    }
+
+    async fn grow_to_wish(&self) -> bool {
+        let size = self.world.size.get();
+        for replica in self.world.replicas.iter().filter(|replica| replica.is_up()) {
+            replica.grow(size);
+        }
+        let is_grown = self.nexus.resize(size).await.is_ok();
+        if is_grown {
+            self.oracle.grown(SIZE, size);
+        }
+        is_grown
     }
 
     /// Brings children back that can come back.
@@ -82,6 +106,7 @@ impl Storm {
                 .lose_power(&self.world.replicas[usize::try_from(runtime::random_u64() % 3).unwrap()]);
         }
         self.weather.clear();
+        self.become_large().await;
         self.become_whole().await;
         self.stop.set(true);
         for client in self.clients.drain(..) {
@@ -103,6 +128,15 @@ impl Storm {
         self.oracle.read_all(&self.nexus, self.oracle.newest()).await;
         self.world.assert_equal(&[0, 1, 2]);
         self.world.assert_nobody_is_missed();
+    }
+
+    /// The volume is grown as it was wished, also replicas that were away.
+    async fn become_large(&self) {
+        let deadline = runtime::now() + Duration::from_secs(300);
+        while !self.grow_to_wish().await {
+            assert!(runtime::now() < deadline, "it does not grow: {}", inside(&self.nexus));
+            seconds(1).await;
+        }
     }
 
     /// All children are in sync, as far as the nexus knows, and regions left open are equal.

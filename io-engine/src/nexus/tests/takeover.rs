@@ -51,7 +51,7 @@ impl Engines {
     fn start(&self, index: usize) {
         let replicas = Rc::clone(&self.replicas);
         self.sim.spawn(self.nodes[index], async move {
-            let (replica, _target) = Box::pin(serve_replica(index, SIZE)).await;
+            let (_pool, replica, _target) = Box::pin(serve_replica(index, SIZE)).await;
             replicas.borrow_mut()[index] = Some(replica);
             std::future::pending::<()>().await;
         });

@@ -1,6 +1,6 @@
 //! A small world: replicas in memory behind connections that can break, and their engines and machines that can die.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(super) use story::*;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const REGION: u64 = 64 << 10;
 pub(super) const SIZE: u64 = 2 * MIB;
+/// What replicas can grow to.
+pub(super) const SIZE_MAX: u64 = 6 * MIB;
 pub(super) const KEY: &str = "/volume/info";
 const VOLUME: Uuid = Uuid::from_u128(0xF0);
 
@@ -35,6 +37,8 @@ pub(super) struct World {
     pub(super) stories: Stories,
     /// Where the newest nexus keeps its record.
     pub(super) record_key: RefCell<String>,
+    /// What the volume is to have.
+    pub(super) size: Cell<u64>,
     pub(super) replicas: Vec<Rc<Replica>>,
     pub(super) store: MemoryStore,
     /// The way to the same store of every engine but [`HOST`].
@@ -71,7 +75,9 @@ impl Parts for TestParts {
         replica.break_connections_of(host);
         let _ = replica.begun.subscribe().wait_for(|begun| begun.get(&host).is_none_or(|it| *it == 0)).await;
         let fence = replica.fence();
+        let geometry = Cell::new(replica.geometry());
         Ok(Connection {
+            geometry,
             replica: Rc::clone(replica),
             host,
             world: Rc::clone(&self.world),
@@ -101,6 +107,7 @@ impl World {
         Rc::new(Self {
             stories: Stories::default(),
             record_key: RefCell::new(KEY.into()),
+            size: Cell::new(SIZE),
             replicas,
             store_of_others: store.client(),
             store,
@@ -112,7 +119,7 @@ impl World {
             uuid: Uuid::from_u128(0xA0),
             name: "nexus".into(),
             volume: VOLUME,
-            size_bytes: SIZE,
+            size_bytes: self.size.get(),
             children: replicas.iter().map(|index| self.child(*index)).collect(),
             record_key: KEY.into(),
             given_up: Vec::new(),
@@ -184,9 +191,9 @@ impl World {
 
     /// Asserts that these replicas hold the same bytes.
     pub(super) fn assert_equal(&self, replicas: &[usize]) {
-        let first = self.replicas[replicas[0]].peek(0..SIZE);
+        let first = self.replicas[replicas[0]].peek(0..self.size.get());
         for index in &replicas[1..] {
-            let other = self.replicas[*index].peek(0..SIZE);
+            let other = self.replicas[*index].peek(0..self.size.get());
             let differs = first.iter().zip(&other).position(|(a, b)| a != b);
             assert_eq!(differs, None, "replicas {} and {index} differ at this byte", replicas[0]);
         }

@@ -1,5 +1,6 @@
 //! What a nexus has of a replica: a connection that can break.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use runtime::{IoBuf, IoBytes};
 use uuid::Uuid;
 
 use super::World;
-use super::replica::{BLOCK, Durable, HOST, HostId, Reach, Replica, geometry};
+use super::replica::{BLOCK, Durable, HOST, HostId, Reach, Replica};
 use crate::block::fault::FaultyDevice;
 use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry, Lba, LbaRange, MemoryDevice, WriteOptions};
 use crate::member::{
@@ -26,6 +27,8 @@ use crate::watch;
 /// A connection to a replica.
 pub(in crate::nexus::tests) struct Connection {
     pub(super) replica: Rc<Replica>,
+    /// What it was when it was last asked.
+    pub(super) geometry: Cell<Geometry>,
     pub(super) host: HostId,
     pub(super) world: Rc<World>,
     pub(super) caller: Rc<Caller>,
@@ -114,10 +117,6 @@ impl Connection {
         .await
     }
 
-    fn bytes(range: LbaRange) -> Range<u64> {
-        range.bytes(512).expect("tests stay on the disk")
-    }
-
     async fn change(
         &self,
         range: LbaRange,
@@ -128,7 +127,7 @@ impl Connection {
         let caller = Rc::clone(&self.caller);
         self.send(async move {
             let _admitted = replica.fence().admit(&caller, Access::Write)?;
-            let bytes = Self::bytes(range);
+            let bytes = replica.geometry().check(range)?;
             replica.opens(&bytes);
             if is_data {
                 // Before the data, as a pool does: a write that fails, or whose engine dies, may have reached the disk.
@@ -150,13 +149,14 @@ impl Connection {
 
 impl BlockDevice for Connection {
     fn geometry(&self) -> Geometry {
-        geometry()
+        self.geometry.get()
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
         let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
         self.send(async move {
             let _admitted = replica.fence().admit(&caller, Access::Read)?;
+            replica.geometry().check_bytes(lba, buf.len())?;
             let disk = replica.disk.borrow().clone();
             disk.read(lba, buf).await
         })
@@ -248,6 +248,7 @@ impl Member for Connection {
         let (replica, caller) = (Rc::clone(&self.replica), Rc::clone(&self.caller));
         self.send(async move {
             let _admitted = replica.fence().admit(&caller, Access::Read)?;
+            assert!(within.end <= replica.geometry().len_bytes(), "asked about {within:?}");
             let durable = replica.durable.borrow();
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for block in durable.allocated.range(within.start / BLOCK..within.end.div_ceil(BLOCK)) {
@@ -357,6 +358,12 @@ impl Reserve for Connection {
 impl Device for Connection {
     fn is_local(&self) -> bool {
         self.replica.is_local && self.host == HOST
+    }
+
+    async fn refresh(&self) -> Result<(), BlockError> {
+        let replica = Rc::clone(&self.replica);
+        self.geometry.set(self.send(async move { Ok(replica.geometry()) }).await?);
+        Ok(())
     }
 
     fn disconnect(&self) {

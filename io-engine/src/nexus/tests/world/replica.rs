@@ -10,10 +10,10 @@ use runtime::IoBytes;
 use runtime::sim::{NodeId, SimHandle};
 use uuid::Uuid;
 
-use super::{MIB, REGION, SIZE};
+use super::{MIB, REGION, SIZE, SIZE_MAX};
 use crate::block::fault::{Faults, FaultyDevice};
 use crate::block::memory::Survival;
-use crate::block::{BlockDevice, BlockError, ErrorKind, Geometry, Lba, MemoryDevice, WriteOptions};
+use crate::block::{BlockDevice, BlockError, Blocks, ErrorKind, Geometry, Lba, MemoryDevice, WriteOptions};
 use crate::member::notes::Notes;
 use crate::member::{Absence, Epoch, MemberReport, ReservationReport};
 use crate::nexus::layout::DATA_OFFSET_BYTES;
@@ -99,6 +99,8 @@ pub(in crate::nexus::tests) struct Replica {
     pub(in crate::nexus::tests) latency_ms_max: Cell<u64>,
     /// Writes that reached the disk, in order: first byte and address.
     pub(in crate::nexus::tests) log: RefCell<Vec<(Lba, u8)>>,
+    /// Its size: a part of its disk. It only grows, and what is grown is durable.
+    len: Cell<u64>,
     pub(in crate::nexus::tests) closes: Cell<u64>,
     pub(in crate::nexus::tests) joins: RefCell<Vec<(Epoch, bool)>>,
 }
@@ -116,7 +118,7 @@ impl Backup {
 
 impl Replica {
     pub(super) fn new(number: u128, is_local: bool, home: Option<(SimHandle, NodeId)>) -> Rc<Self> {
-        let disk = MemoryDevice::with_sector(geometry(), 4096);
+        let disk = MemoryDevice::with_sector(geometry_of(DATA_OFFSET_BYTES + SIZE_MAX + MIB), 4096);
         disk.record();
         Rc::new(Self {
             id: Uuid::from_u128(number),
@@ -137,9 +139,20 @@ impl Replica {
             region_bytes: Cell::new(REGION),
             latency_ms_max: Cell::new(0),
             log: RefCell::default(),
+            len: Cell::new(DATA_OFFSET_BYTES + SIZE + MIB),
             closes: Cell::new(0),
             joins: RefCell::default(),
         })
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        geometry_of(self.len.get())
+    }
+
+    /// Makes room for a nexus of this size.
+    pub(in crate::nexus::tests) fn grow(&self, size: u64) {
+        assert!(size <= SIZE_MAX, "the disk is no larger");
+        self.len.set(self.len.get().max(DATA_OFFSET_BYTES + size + MIB));
     }
 
     pub(in crate::nexus::tests) fn uri(&self) -> String {
@@ -346,6 +359,6 @@ impl Replica {
     }
 }
 
-pub(super) fn geometry() -> Geometry {
-    Geometry { block_bytes: 512, blocks: crate::block::Blocks((DATA_OFFSET_BYTES + SIZE + MIB) / 512) }
+fn geometry_of(len: u64) -> Geometry {
+    Geometry { block_bytes: 512, blocks: Blocks(len / 512) }
 }
