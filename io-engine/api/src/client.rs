@@ -240,6 +240,12 @@ impl Engine for GrpcEngine {
         call!(self.replicas().unshare_replica(request) => |answer| answer.try_into().map_err(nonsense))
     }
 
+    fn resize_replica(&self, call: Call, replica: Uuid, size_bytes: u64) -> Answer<'_, Replica> {
+        let request = proto::ResizeReplicaRequest { uuid: replica.to_string(), requested_size: size_bytes };
+        let request = self.change(call, request);
+        call!(self.replicas().resize_replica(request) => |answer| answer.try_into().map_err(nonsense))
+    }
+
     fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>> {
         call!(self.nexuses().list_nexus(self.read(proto::ListNexusOptions::default())) => |answer|
             all(answer.nexus_list))
@@ -283,6 +289,12 @@ impl Engine for GrpcEngine {
         };
         let request = self.change(call, request);
         call!(self.nexuses().set_nvme_ana_state(request) => |answer| nexus(answer.nexus))
+    }
+
+    fn resize_nexus(&self, call: Call, id: Uuid, size_bytes: u64) -> Answer<'_, Nexus> {
+        let request = proto::ResizeNexusRequest { uuid: id.to_string(), requested_size: size_bytes };
+        let request = self.change(call, request);
+        call!(self.nexuses().resize_nexus(request) => |answer| nexus(answer.nexus))
     }
 
     fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {

@@ -86,6 +86,11 @@ pub trait Engine: Send + Sync {
     /// Withdraws the export; no error when there is none. `NotFound` when there is no such replica.
     fn unshare_replica(&self, call: Call, replica: Uuid) -> Answer<'_, Replica>;
 
+    /// Grows a replica to at least this many bytes, rounded up as at its creation; repeated, or at that size already, no
+    /// error. New space reads as zeroes. `NotFound`; `InvalidArgument` for a smaller size; `ResourceExhausted` where
+    /// the pool has too little space for a thick one, or is smaller than that altogether.
+    fn resize_replica(&self, call: Call, replica: Uuid, size_bytes: u64) -> Answer<'_, Replica>;
+
     /// All nexuses.
     fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>>;
     /// Makes a nexus of children that can all be opened. `AlreadyExists` when the name is taken; `Internal` when
@@ -107,6 +112,10 @@ pub trait Engine: Send + Sync {
     /// in flight has ended. `InvalidArgument` where it is not published, or for another state than these two and
     /// `NonOptimized`; `FailedPrecondition` after a shutdown, and for `NonOptimized` on standby.
     fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus>;
+    /// Grows a nexus while it serves, and tells its hosts; at that size already, no error. `NotFound`; `InvalidArgument`
+    /// for a smaller size, or where a child that takes writes is too small: children are grown first;
+    /// `FailedPrecondition` after a shutdown, on standby, and while a child does not answer.
+    fn resize_nexus(&self, call: Call, nexus: Uuid, size_bytes: u64) -> Answer<'_, Nexus>;
     /// What hosts see on this path. `NotFound`; `InvalidArgument` where it is not published.
     fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState>;
     /// Adds a child. `AlreadyExists` when it is there; `InvalidArgument` when it cannot be opened or is too small.

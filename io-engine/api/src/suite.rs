@@ -78,6 +78,7 @@ stories! {
         a_replica_must_fit_its_pool,
         a_replica_needs_a_loaded_pool,
         a_replica_is_shared_and_unshared,
+        a_replica_grows,
         a_destroy_names_the_right_pool_or_none;
     nexuses:
         a_nexus_is_created_published_and_destroyed,
@@ -90,6 +91,7 @@ stories! {
         a_child_goes_offline_and_comes_back,
         a_nexus_that_was_shut_down_changes_no_more,
         hosts_are_told_the_access_state_of_their_path,
+        a_nexus_grows_after_its_children,
         a_nexus_on_standby_serves_once_it_is_optimized;
     fences:
         c3_a_deposed_leader_changes_nothing;

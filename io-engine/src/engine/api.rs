@@ -80,6 +80,15 @@ impl Engine for EngineHandle {
         Box::pin(self.change(call, move |core| async move { core.share_replica(call, replica, None).await }))
     }
 
+    fn resize_replica(&self, call: Call, replica: Uuid, size_bytes: u64) -> Answer<'_, Replica> {
+        Box::pin(
+            self.change(
+                call,
+                move |core| async move { core.resize_replica(call, replica, size_bytes).await },
+            ),
+        )
+    }
+
     fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>> {
         Box::pin(self.post(|core| async move { Ok(core.list_nexuses()) }))
     }
@@ -106,6 +115,12 @@ impl Engine for EngineHandle {
 
     fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus> {
         Box::pin(self.change(call, move |core| async move { core.set_ana_state(call, nexus, state).await }))
+    }
+
+    fn resize_nexus(&self, call: Call, nexus: Uuid, size_bytes: u64) -> Answer<'_, Nexus> {
+        Box::pin(
+            self.change(call, move |core| async move { core.resize_nexus(call, nexus, size_bytes).await }),
+        )
     }
 
     fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {

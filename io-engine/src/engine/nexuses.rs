@@ -579,6 +579,24 @@ impl Core {
         self.show_nexus(uuid)
     }
 
+    pub(super) async fn resize_nexus(
+        &self,
+        call: Call,
+        uuid: Uuid,
+        size_bytes: u64,
+    ) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Nexus(uuid), call).await?;
+        let nexus = self.nexus(uuid)?;
+        let before = nexus.geometry();
+        nexus.resize(size_bytes).await.map_err(|error| of_nexus(&error))?;
+        let nqn = nqn_of(nexus.name())?;
+        // Afterwards: a host that hears of it asks at once how large it is.
+        if nexus.geometry() != before && self.target.serves(&nqn) {
+            self.target.namespace_changed(&nqn).map_err(|error| of_target(&error))?;
+        }
+        self.show_nexus(uuid)
+    }
+
     pub(super) fn get_ana_state(&self, uuid: Uuid) -> Result<ShownAna, ApiError> {
         match self.show_nexus(uuid)?.ana_state {
             ShownAna::Invalid => Err(not_published(uuid)),

@@ -14,6 +14,7 @@ use super::core::Core;
 use super::export::EngineExport;
 use super::fault::{of_pool, of_target};
 use super::turns::Object;
+use crate::block::BlockDevice;
 use crate::pool::Pool;
 use crate::replica::{Replica, ReplicaSpec};
 use crate::reservation::Reservable;
@@ -218,6 +219,32 @@ impl Core {
             self.stop_serving_replica(&replica);
         }
         self.show_replica(&pool, &replica).ok_or_else(|| not_found(uuid))
+    }
+
+    pub(super) async fn resize_replica(
+        &self,
+        call: Call,
+        uuid: Uuid,
+        size_bytes: u64,
+    ) -> Result<Shown, ApiError> {
+        let _turn = self.turn(Object::Replica(uuid), call).await?;
+        let (pool, replica) = self.find_replica(uuid).ok_or_else(|| not_found(uuid))?;
+        let before = replica.geometry();
+        pool.grow_replica(&replica, size_bytes).await.map_err(|error| of_pool(&error))?;
+        if replica.geometry() != before {
+            self.tell_of_size(&replica);
+        }
+        self.show_replica(&pool, &replica).ok_or_else(|| not_found(uuid))
+    }
+
+    /// Tells whoever is connected to a replica that it has another size.
+    fn tell_of_size(&self, replica: &Replica) {
+        let nqn = replica.info().and_then(|info| nqn_of(&info.name).ok());
+        if let Some(nqn) = nqn.filter(|nqn| self.target.serves(nqn))
+            && let Err(error) = self.target.namespace_changed(&nqn)
+        {
+            tracing::warn!(replica.uuid = %replica.uuid(), %error, "hosts were not told of the new size");
+        }
     }
 
     /// Serves a replica as its pool has it noted.

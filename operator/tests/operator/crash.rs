@@ -113,12 +113,14 @@ impl Engine for WiredEngine {
         destroy_replica(request: DestroyReplica) -> ();
         share_replica(replica: Uuid, share: Share) -> Replica;
         unshare_replica(replica: Uuid) -> Replica;
+        resize_replica(replica: Uuid, size_bytes: u64) -> Replica;
         create_nexus(request: CreateNexus) -> Nexus;
         destroy_nexus(nexus: Uuid) -> ();
         shutdown_nexus(nexus: Uuid) -> Nexus;
         publish_nexus(nexus: Uuid, share: Share) -> Nexus;
         unpublish_nexus(nexus: Uuid) -> Nexus;
         set_ana_state(nexus: Uuid, state: AnaState) -> Nexus;
+        resize_nexus(nexus: Uuid, size_bytes: u64) -> Nexus;
         add_child(request: AddChild) -> Nexus;
         remove_child(child: ChildRef) -> Nexus;
         fault_child(child: ChildRef) -> Nexus;

@@ -241,8 +241,16 @@ impl proto::nexus_rpc_server::NexusRpc for Front {
         .await
     }
 
-    async fn resize_nexus(&self, _: Request<proto::ResizeNexusRequest>) -> Reply<proto::ResizeNexusResponse> {
-        Err(unimplemented_call("NexusRpc/ResizeNexus"))
+    async fn resize_nexus(
+        &self,
+        request: Request<proto::ResizeNexusRequest>,
+    ) -> Reply<proto::ResizeNexusResponse> {
+        self.change(request, |engine, call, message| async move {
+            let id = uuid("ResizeNexusRequest.uuid", &message.uuid)?;
+            let size_bytes = message.requested_size;
+            Ok(with_nexus!(ResizeNexusResponse, engine.resize_nexus(call, id, size_bytes).await?))
+        })
+        .await
     }
 
     async fn start_rebuild(

@@ -74,8 +74,12 @@ impl proto::replica_rpc_server::ReplicaRpc for Front {
         .await
     }
 
-    async fn resize_replica(&self, _: Request<proto::ResizeReplicaRequest>) -> Reply<proto::Replica> {
-        Err(unimplemented_call("ReplicaRpc/ResizeReplica"))
+    async fn resize_replica(&self, request: Request<proto::ResizeReplicaRequest>) -> Reply<proto::Replica> {
+        self.change(request, |engine, call, message| async move {
+            let id = uuid("ResizeReplicaRequest.uuid", &message.uuid)?;
+            Ok(engine.resize_replica(call, id, message.requested_size).await?.into())
+        })
+        .await
     }
 
     async fn set_replica_entity_id(

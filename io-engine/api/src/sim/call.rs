@@ -129,6 +129,12 @@ impl Engine for SimEngine {
         })
     }
 
+    fn resize_replica(&self, call: Call, replica: Uuid, size_bytes: u64) -> Answer<'_, Replica> {
+        self.run("resize_replica", Some(call), move |world, node| {
+            world.node_mut(node).resize_replica(replica, size_bytes)
+        })
+    }
+
     fn list_nexuses(&self) -> Answer<'_, Vec<Nexus>> {
         self.run("list_nexuses", None, |world, node| Ok(world.nexuses(node)))
     }
@@ -157,6 +163,10 @@ impl Engine for SimEngine {
 
     fn set_ana_state(&self, call: Call, nexus: Uuid, state: AnaState) -> Answer<'_, Nexus> {
         self.run("set_ana_state", Some(call), move |world, node| world.set_ana_state(node, nexus, state))
+    }
+
+    fn resize_nexus(&self, call: Call, nexus: Uuid, size_bytes: u64) -> Answer<'_, Nexus> {
+        self.run("resize_nexus", Some(call), move |world, node| world.resize_nexus(node, nexus, size_bytes))
     }
 
     fn get_ana_state(&self, nexus: Uuid) -> Answer<'_, AnaState> {

@@ -373,6 +373,25 @@ impl World {
         found
     }
 
+    pub(super) fn resize_nexus(&mut self, node: &str, id: Uuid, size_bytes: u64) -> Result<Nexus, ApiError> {
+        let nexus = self.nexus_mut(node, id)?;
+        nexus.check_serves()?;
+        if size_bytes < nexus.size_bytes {
+            let why = format!("nexus {} has {} bytes and does not shrink", nexus.name, nexus.size_bytes);
+            return Err(ApiError::invalid(why));
+        }
+        let open: Vec<_> = nexus.open_children().map(ToOwned::to_owned).collect();
+        for uri in open {
+            let fits = self.open_child(node, &uri)?;
+            if fits < size_bytes {
+                let why = format!("child {uri} holds {fits} bytes, {size_bytes} are asked for");
+                return Err(ApiError::invalid(why));
+            }
+        }
+        self.nexus_mut(node, id)?.size_bytes = size_bytes;
+        Ok(self.shown(node, id))
+    }
+
     pub(super) fn set_ana_state(&mut self, node: &str, id: Uuid, state: AnaState) -> Result<Nexus, ApiError> {
         let nexus = self.nexus_mut(node, id)?;
         if nexus.life == Life::ShutDown {
@@ -481,7 +500,11 @@ impl World {
                 if reason == ChildReason::ByClient && !may_return {
                     return Err(ApiError::precondition(format!("{} was taken out for good", child.uri)));
                 }
-                can_open?;
+                let (fits, needed) = (can_open?, nexus.size_bytes);
+                if fits < needed {
+                    let why = format!("child {} holds {fits} bytes, the nexus has {needed}", child.uri);
+                    return Err(ApiError::invalid(why));
+                }
                 nexus.start_rebuild(&child.uri, rebuilds)?;
             }
         } else {

@@ -357,6 +357,27 @@ impl Node {
         Ok(self.find_replica(uuid).expect("just found"))
     }
 
+    pub(super) fn resize_replica(&mut self, uuid: Uuid, size_bytes: u64) -> Result<Replica, ApiError> {
+        let (len_bytes, pool) = self
+            .loaded_mut()
+            .find(|(_, pool)| pool.replicas.contains_key(&uuid))
+            .ok_or_else(|| ApiError::not_found(format!("there is no replica {uuid} here")))?;
+        let size_bytes = size_bytes.next_multiple_of(pool.cluster_bytes.into());
+        let capacity = Self::capacity_bytes(len_bytes, pool.cluster_bytes);
+        let (used_bytes, name) = (pool.used_bytes(), pool.name.clone());
+        let replica = pool.replicas.get_mut(&uuid).expect("just found");
+        let Some(more) = size_bytes.checked_sub(replica.size_bytes) else {
+            let why = format!("replica {uuid} has {} bytes and is not cut", replica.size_bytes);
+            return Err(ApiError::invalid(why));
+        };
+        if size_bytes > capacity || !replica.thin && used_bytes + more > capacity {
+            let why = format!("pool {name} has {} bytes left, {more} are needed", capacity - used_bytes);
+            return Err(ApiError::new(ErrorKind::ResourceExhausted, why));
+        }
+        replica.size_bytes = size_bytes;
+        Ok(self.find_replica(uuid).expect("just found"))
+    }
+
     pub(super) fn rebuild_records(&self) -> Vec<RebuildRecord> {
         self.nexuses.values().flat_map(|nexus| nexus.history.iter().cloned()).collect()
     }

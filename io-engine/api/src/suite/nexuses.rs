@@ -9,6 +9,7 @@ use crate::{
     types::{
         AddChild, AnaState, Child, ChildAction, ChildReason, ChildRef, ChildState, CreateNexus,
         DestroyReplica, Nexus, NexusState, Preempt, RebuildState, Reservation, ReservationKind, Share,
+        uri_uuid,
     },
 };
 
@@ -327,5 +328,36 @@ pub(super) async fn a_nexus_on_standby_serves_once_it_is_optimized(subject: &Sub
     }
     let refused = engine.set_ana_state(PLAIN, NEXUS, Optimized).await;
     assert_eq!(kind(refused), ErrorKind::FailedPrecondition);
+    clean_up(subject).await;
+}
+
+/// Each child that takes writes must be there and large enough; one that is out is not asked, and is too small to come
+/// back until it has grown as well.
+pub(super) async fn a_nexus_grows_after_its_children(subject: &Subject) {
+    let size = 2 * HOST_BYTES;
+    let resize = |size| subject.engine.resize_nexus(PLAIN, NEXUS, size);
+    let grow = |uri: &str| {
+        let id = uri_uuid(uri).expect("URIs of replicas name them");
+        subject.engine.resize_replica(PLAIN, id, layout::replica_bytes(size))
+    };
+    assert_eq!(kind(resize(size).await), ErrorKind::NotFound);
+    let children = two_replicas(subject).await;
+    make_nexus(subject, &children).await;
+    assert_eq!(resize(HOST_BYTES).await.expect("it has that size").size_bytes, HOST_BYTES);
+    assert_eq!(kind(resize(HOST_BYTES - MIB).await), ErrorKind::InvalidArgument);
+    assert_eq!(kind(resize(size).await), ErrorKind::InvalidArgument);
+    grow(&children[0]).await.expect("grown");
+    assert_eq!(kind(resize(size).await), ErrorKind::InvalidArgument, "one of two");
+    let second = child_ref(&children[1]);
+    subject.engine.child_operation(PLAIN, second.clone(), ChildAction::Offline).await.expect("taken out");
+    assert_eq!(resize(size).await.expect("grown").size_bytes, size);
+    let online = || subject.engine.child_operation(PLAIN, second.clone(), ChildAction::Online);
+    assert_eq!(kind(online().await), ErrorKind::InvalidArgument, "smaller than the nexus");
+    grow(&children[1]).await.expect("grown");
+    online().await.expect("it fits again");
+    becomes(subject, NexusState::Online).await;
+    assert_eq!(resize(size).await.expect("it has that size").size_bytes, size);
+    subject.engine.shutdown_nexus(PLAIN, NEXUS).await.expect("shut down");
+    assert_eq!(kind(resize(2 * size).await), ErrorKind::FailedPrecondition);
     clean_up(subject).await;
 }

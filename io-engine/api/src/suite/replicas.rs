@@ -118,3 +118,30 @@ pub(super) async fn a_destroy_names_the_right_pool_or_none(subject: &Subject) {
     subject.destroy_pool("p1").await;
     subject.destroy_pool("p2").await;
 }
+
+pub(super) async fn a_replica_grows(subject: &Subject) {
+    let capacity = subject.make_pool("p1", &subject.disks[0]).await.capacity_bytes;
+    let resize = |id: Uuid, size| subject.engine.resize_replica(PLAIN, id, size);
+    assert_eq!(kind(resize(Uuid::from_u128(1), 8 * MIB).await), ErrorKind::NotFound);
+    let thin = subject.make_replica(create_replica(1, "p1", 8 * MIB)).await;
+    let thick = CreateReplica { thin: false, ..create_replica(2, "p1", 8 * MIB) };
+    let (thin_id, thick_id) = (thin.uuid, subject.make_replica(thick).await.uuid);
+    for size in [9 * MIB, 12 * MIB, 12 * MIB] {
+        let grown = resize(thin_id, size).await.expect("grown, or at that size");
+        assert_eq!(
+            (grown.uuid, grown.size_bytes, grown.usage.capacity_bytes),
+            (thin.uuid, 12 * MIB, 12 * MIB)
+        );
+        assert_eq!(resize(thick_id, size).await.expect("grown").usage.allocated_bytes, 12 * MIB);
+    }
+    for id in [thin_id, thick_id] {
+        assert_eq!(kind(resize(id, 8 * MIB).await), ErrorKind::InvalidArgument);
+        assert_eq!(kind(resize(id, capacity + 1).await), ErrorKind::ResourceExhausted);
+    }
+    subject.make_replica(CreateReplica { thin: false, ..create_replica(3, "p1", 8 * MIB) }).await;
+    assert_eq!(kind(resize(thick_id, capacity).await), ErrorKind::ResourceExhausted);
+    resize(thin_id, capacity).await.expect("thin replicas may promise more than there is");
+    let pool = subject.engine.list_pools().await.expect("listed").remove(0);
+    assert_eq!((pool.used_bytes, pool.committed_bytes), (20 * MIB, capacity + 20 * MIB));
+    subject.destroy_pool("p1").await;
+}

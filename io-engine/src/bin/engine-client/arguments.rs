@@ -203,6 +203,14 @@ pub(crate) enum ReplicaCommand {
         #[command(flatten)]
         hosts: Hosts,
     },
+    /// Grow a replica; a nexus over it is grown afterwards
+    Resize {
+        /// Name or uuid
+        replica: String,
+        /// New size, such as 20GiB; rounded up to the pool's unit of space
+        #[arg(long)]
+        size: Size,
+    },
     /// Withdraw the export
     Unshare {
         /// Name or uuid
@@ -243,6 +251,14 @@ pub(crate) enum NexusCommand {
         nexus: NexusName,
         #[command(flatten)]
         hosts: Hosts,
+    },
+    /// Grow a nexus while it serves; its replicas are grown first
+    Resize {
+        #[command(flatten)]
+        nexus: NexusName,
+        /// New size that hosts see, such as 20GiB
+        #[arg(long)]
+        size: Size,
     },
     /// Withdraw the export
     Unpublish(NexusName),

@@ -134,6 +134,11 @@ impl Session<'_> {
                 let asked = self.asked(format!("share replica {replica}"));
                 engine.share_replica(call, uuid, hosts.into()).await.map(View::Replica).map_err(asked)
             }
+            ReplicaCommand::Resize { replica, size: Size(size_bytes) } => {
+                let uuid = self.replica_id(&replica).await?;
+                let asked = self.asked(format!("resize replica {replica}"));
+                engine.resize_replica(call, uuid, size_bytes).await.map(View::Replica).map_err(asked)
+            }
             ReplicaCommand::Unshare { replica } => {
                 let uuid = self.replica_id(&replica).await?;
                 let asked = self.asked(format!("unshare replica {replica}"));
@@ -178,6 +183,16 @@ impl Session<'_> {
                 let uuid = self.nexus_id(&name.nexus).await?;
                 let asked = self.asked(format!("publish nexus {}", name.nexus));
                 engine.publish_nexus(call, uuid, hosts.into()).await.map(View::Nexus).map_err(asked)
+            }
+            NexusCommand::Resize { nexus: name, size: Size(size_bytes) } => {
+                let uuid = self.nexus_id(&name.nexus).await?;
+                let asked = self.asked(format!("resize nexus {}", name.nexus));
+                let failed = |error: ApiError| match error.kind() {
+                    ErrorKind::InvalidArgument => asked(error)
+                        .with_next("its replicas are grown first: `replica resize` on each engine"),
+                    _ => asked(error),
+                };
+                engine.resize_nexus(call, uuid, size_bytes).await.map(View::Nexus).map_err(failed)
             }
             NexusCommand::Unpublish(name) => {
                 let uuid = self.nexus_id(&name.nexus).await?;
