@@ -399,9 +399,7 @@ impl<'a> Volumes<'a> {
         tokio::select! {
             outcome = converge::reconcile(self.core, uuid) => outcome,
             // What was begun is found by whoever looks next, as after a crash.
-            () = guard.is_wanted() => {
-                Err(ServiceError::new(ErrorKind::Conflict, format!("volume {uuid} is wanted by an urgent call")))
-            }
+            () = guard.is_wanted() => Err(wanted_urgently(uuid)),
         }
     }
 
@@ -587,6 +585,11 @@ fn ensure_created(spec: &VolumeSpec) -> Result<()> {
 /// An old nexus that keeps no other from serving, and that only its node's return can remove.
 fn is_out_of_the_way(nexus: &view::NexusView) -> bool {
     nexus.presence == Presence::Unknown && nexus.spec.is_stopped()
+}
+
+/// What is said where an urgent call takes the volume over from a patient one.
+fn wanted_urgently(uuid: Uuid) -> ServiceError {
+    ServiceError::new(ErrorKind::Conflict, format!("volume {uuid} is wanted by an urgent call"))
 }
 
 /// What a caller is told when nothing more can be done now.

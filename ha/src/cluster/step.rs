@@ -123,6 +123,7 @@ pub struct Switchover {
     moves: u32,
     path_failures: u32,
     destroy_failures: u32,
+    destroys: u32,
     no_lost_path: BTreeMap<String, u32>,
 }
 
@@ -160,6 +161,7 @@ impl Switchover {
             moves: 0,
             path_failures: 0,
             destroy_failures: 0,
+            destroys: 0,
             no_lost_path: BTreeMap::new(),
         }
     }
@@ -208,14 +210,15 @@ impl Switchover {
                 match known {
                     Some(lists) => {
                         self.doing = Doing::Freeing;
-                        out.push(Command::DestroyShutdownTargets { registered: lists.concat() });
+                        self.destroy(lists.concat(), out);
                     }
                     // Which old targets a host still knows cannot be told, so all of them stay.
                     None => self.fall_back(out),
                 }
             }
-            (Event::Destroyed(_), Doing::Freeing) => self.fall_back(out),
-            (Event::Destroyed(result), Doing::Destroying) => self.destroyed(result, out),
+            (Event::Destroyed { attempt, .. }, _) if attempt != self.destroys => {}
+            (Event::Destroyed { .. }, Doing::Freeing) => self.fall_back(out),
+            (Event::Destroyed { result, .. }, Doing::Destroying) => self.destroyed(result, out),
             (Event::PathReplaced { node, result }, Doing::Replacing { .. }) => {
                 self.path_answered(&node, result, now, out);
             }
@@ -234,6 +237,11 @@ impl Switchover {
             Stage::Init | Stage::RepublishVolume | Stage::ReplacePath => self.look(out),
             Stage::DeleteTarget | Stage::Errored => self.log_then(Next::Destroy, out),
         }
+    }
+
+    fn destroy(&mut self, registered: Vec<String>, out: &mut Vec<Command>) {
+        self.destroys += 1;
+        out.push(Command::DestroyShutdownTargets { registered, attempt: self.destroys });
     }
 
     fn republished(&mut self, target: Target, now: Timestamp, out: &mut Vec<Command>) {
@@ -518,7 +526,7 @@ impl Switchover {
             }
             Next::Destroy => {
                 self.doing = Doing::Destroying;
-                out.push(Command::DestroyShutdownTargets { registered: Vec::new() });
+                self.destroy(Vec::new(), out);
             }
             Next::Wait(pause) => {
                 self.doing = Doing::Waiting;

@@ -14,7 +14,7 @@ use super::plan::ReasonCode;
 use super::republish::{Decision, Republish, decide, serves};
 use super::switchover::Switchover;
 use super::view::{NexusView, Presence, VolumeView};
-use super::{Volumes, ensure_created, observe, refusal};
+use super::{Volumes, ensure_created, observe, refusal, wanted_urgently};
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
     GUARD_WAIT, HostAcl, NexusSpec, NodeSpec, ObjectKey, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
@@ -265,7 +265,15 @@ impl Volumes<'_> {
     /// never among them.
     pub async fn destroy_shutdown_targets(self, uuid: Uuid, registered: &[String]) -> Result<()> {
         self.core.registry.ensure_authority()?;
-        let _guard = self.guard(uuid, "destroying old targets").await?;
+        let guard = self.guard(uuid, "destroying old targets").await?;
+        tokio::select! {
+            outcome = self.destroy_replaced(uuid, registered) => outcome,
+            // An engine that hangs holds up nobody whose target was lost. What was begun is taken up by the next call.
+            () = guard.is_wanted() => Err(wanted_urgently(uuid)),
+        }
+    }
+
+    async fn destroy_replaced(self, uuid: Uuid, registered: &[String]) -> Result<()> {
         let spec = self.get(uuid)?;
         let view = observe::observe_memory(self.core, uuid);
         // What is shut down listens no more: it is known by the address of its engine.

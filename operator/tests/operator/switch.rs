@@ -45,6 +45,16 @@ async fn republish(operator: &Operator, request: Republish) -> TargetSpec {
     operator.core.volumes().republish(V, request).await.unwrap().target.unwrap()
 }
 
+async fn somebody_is_at_work(operator: &Operator) {
+    let guards = operator.core.registry.guards();
+    let is_at_work = async {
+        while guards.try_take(&ObjectKey::Volume(V), "looking").is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), is_at_work).await.expect("the volume is taken");
+}
+
 async fn state_of(lab: &Lab, node: &str, nexus: Uuid) -> Option<NexusState> {
     let nexuses = lab.engine(node).list_nexuses().await.unwrap();
     nexuses.into_iter().find(|found| found.uuid == nexus).map(|found| found.state)
@@ -93,6 +103,24 @@ async fn f1_a_republished_target_has_the_replicas_and_the_old_one_has_none() {
     volumes.destroy_shutdown_targets(V, &[]).await.unwrap();
     assert_eq!(lab.serving().await, vec![("b", new.nexus)], "never the target itself");
     rest(&lab, &operator, "republished").await;
+}
+
+/// The new target is lost as well while the old one's engine hangs in its removal.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_hangs_while_its_old_target_is_destroyed_does_not_hold_up_a_republish() {
+    let lab = Lab::new(&["a", "b", "c"]);
+    let (operator, _) = published(&lab).await;
+    let second = republish(&operator, insist()).await;
+    lab.engine("a").set_delay(Duration::from_secs(3600));
+    let core = operator.core.clone();
+    let destroyed = tokio::spawn(async move { core.volumes().destroy_shutdown_targets(V, &[]).await });
+    somebody_is_at_work(&operator).await;
+    lab.engine(&second.node).kill();
+    let begun = Instant::now();
+    let third = republish(&operator, insist()).await;
+    assert!(!["a", second.node.as_str()].contains(&third.node.as_str()), "{third:?}");
+    assert_eq!(destroyed.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }
 
 /// Engines in memory keep no records; real ones do, and the old target's says more than it should once it is gone.
@@ -337,13 +365,7 @@ async fn a_reconciler_that_waits_for_a_silent_engine_gives_way_to_a_host_that_wa
     lab.engine("a").set_delay(Duration::from_secs(3600));
     let core = operator.core.clone();
     let stuck = tokio::spawn(async move { core.volumes().reconcile(V).await });
-    let guards = operator.core.registry.guards();
-    let is_at_work = async {
-        while guards.try_take(&ObjectKey::Volume(V), "looking").is_ok() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), is_at_work).await.expect("the reconciler is at work");
+    somebody_is_at_work(&operator).await;
     let begun = Instant::now();
     // The other replica missed what this one has: nobody else may serve, and that is said at once.
     let refused = operator.core.volumes().republish(V, insist()).await.unwrap_err();

@@ -39,8 +39,13 @@ pub enum Event {
     },
     /// The addresses of live controllers by node; `None` where the agent did not answer.
     Listed(BTreeMap<String, Option<Vec<String>>>),
-    /// What the operator answered.
-    Destroyed(Result<(), VolumeError>),
+    /// What the operator answered to a [`Command::DestroyShutdownTargets`].
+    Destroyed {
+        /// Which one.
+        attempt: u32,
+        /// The answer.
+        result: Result<(), VolumeError>,
+    },
     /// It is in the log no more.
     Erased,
     /// The pause is over.
@@ -88,6 +93,8 @@ pub enum Command {
     DestroyShutdownTargets {
         /// `<address>:<port>`.
         registered: Vec<String>,
+        /// Counts them, as a call that nobody waits for any more is answered too.
+        attempt: u32,
     },
     /// Answered by [`Event::Elapsed`] after this time, more or less. A later one replaces it.
     Wait(Duration),

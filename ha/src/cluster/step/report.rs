@@ -33,14 +33,13 @@ impl Switchover {
         self.record.frontends.insert(node.to_owned(), Frontend::lost(endpoint));
         self.unanswered.insert(node.to_owned());
         if self.record.stage == Stage::DeleteTarget {
-            // The target that was moved is lost: what is left of the old ones is removed at the end of the new round.
+            // The target that was moved is lost: what is left of the old ones is removed at the end of the new round, and
+            // a call that is removing them now, which may take long, is not waited for.
             let fresh =
                 SwitchOver::new(self.record.volume, &self.record.nqn, node, endpoint, self.record.started);
             self.record = SwitchOver { frontends: std::mem::take(&mut self.record.frontends), ..fresh };
             self.enter(Stage::Init, now);
-            if !matches!(self.doing, Doing::Destroying) {
-                self.look(out);
-            }
+            self.look(out);
         }
         self.ensure_logged(out);
     }

@@ -60,6 +60,10 @@ fn not_replaced(node: &str, kind: PathErrorKind) -> Event {
     Event::PathReplaced { node: node.into(), result: Err(PathError::new(kind, "no")) }
 }
 
+fn destroyed(attempt: u32, result: Result<(), VolumeError>) -> Event {
+    Event::Destroyed { attempt, result }
+}
+
 fn words(command: Command) -> String {
     match command {
         Command::Log(record) => match record.waiting_for {
@@ -76,7 +80,7 @@ fn words(command: Command) -> String {
         }
         Command::ReplacePath { node, uri } => format!("path {node} to {}", &uri[7..15]),
         Command::ListControllers { frontends } => format!("list {}", frontends.join(" ")),
-        Command::DestroyShutdownTargets { registered } => format!("destroy but {registered:?}"),
+        Command::DestroyShutdownTargets { registered, .. } => format!("destroy but {registered:?}"),
         Command::Wait(pause) => format!("wait {}", pause.as_millis()),
         Command::Answer { node, answer } => format!("answer {node} {answer:?}"),
         Command::Finish(outcome) => format!("finish {outcome:?}"),
@@ -134,7 +138,7 @@ fn a_lost_path_is_replaced_and_every_step_is_in_the_log_before_it_is_done() {
     Story::replacing()
         .then(replaced("a"), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"])
-        .then(Event::Destroyed(Ok(())), &["erase"])
+        .then(destroyed(1, Ok(())), &["erase"])
         .ends("Successful");
 }
 
@@ -241,7 +245,7 @@ fn what_the_operator_answers_decides() {
         };
         story
             .then(Event::Logged, &["destroy but []"])
-            .then(Event::Destroyed(Err(VolumeError::new(Kind::NotFound, "gone"))), &["erase"])
+            .then(destroyed(1, Err(VolumeError::new(Kind::NotFound, "gone"))), &["erase"])
             .ends(&format!("Errored({reason:?})"));
     }
     for (kind, obstacle) in [(Kind::NotNow, "RepublishFailed"), (Kind::Unreachable, "OperatorAway")] {
@@ -266,7 +270,7 @@ fn where_no_node_can_take_the_target_old_ones_that_nobody_knows_make_room() {
     Story::republishing()
         .then(not_republished(full), &["list a"])
         .then(listed(Some(vec!["10.0.0.1:8420".into()])), &["destroy but [\"10.0.0.1:8420\"]"])
-        .then(Event::Destroyed(Ok(())), &["log RepublishVolume"])
+        .then(destroyed(1, Ok(())), &["log RepublishVolume"])
         .then(Event::Logged, &["republish 1 for a in place fallback"])
         .then(not_republished(full), &["log RepublishVolume, NoPlace"]);
     // An agent that does not answer may know any of them.
@@ -410,34 +414,40 @@ fn a_report_is_answered_by_how_far_the_switchover_has_come() {
     Story::replacing()
         .then(replaced("a"), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"])
-        .then(Event::Destroyed(Ok(())), &["erase"])
+        .then(destroyed(1, Ok(())), &["erase"])
         .then(reported("a"), &["answer a Later"]);
 }
 
 #[test]
-fn a_new_path_lost_while_old_targets_are_removed_begins_anew() {
+fn a_new_path_lost_while_old_targets_are_removed_begins_anew_at_once() {
     Story::replacing()
         .then(replaced("a"), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"])
-        .then(reported("a"), &["log Init"])
-        .then(Event::Destroyed(Ok(())), &["look a"])
+        .then(reported("a"), &["log Init", "look a"])
         .then(Event::Logged, &["answer a Taken"])
         .then(looked(target(2), &[("a", Some(&[]))]), &["log RepublishVolume"])
-        .then(Event::Logged, &["republish 2 for a in place"]);
+        .then(Event::Logged, &["republish 2 for a in place"])
+        .then(Event::Republished(Ok(target(3))), &["log ReplacePath"])
+        .then(Event::Logged, &["path a to 10.0.0.3"])
+        .then(replaced("a"), &["log DeleteTarget"])
+        .then(Event::Logged, &["destroy but []"])
+        // The first call ends now, and says nothing of the second.
+        .then(destroyed(1, Ok(())), &[])
+        .then(destroyed(2, Ok(())), &["erase"]);
 }
 
 #[test]
 fn old_targets_that_stay_do_not_keep_a_switchover_from_ending() {
-    let failed = || Event::Destroyed(Err(VolumeError::new(VolumeErrorKind::NotNow, "busy")));
+    let failed = |attempt| destroyed(attempt, Err(VolumeError::new(VolumeErrorKind::NotNow, "busy")));
     Story::replacing()
         .then(replaced("a"), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"])
-        .then(failed(), &["log DeleteTarget, OldTargetStays"])
+        .then(failed(1), &["log DeleteTarget, OldTargetStays"])
         .then(Event::Logged, &["wait 100"])
         .then(Event::Elapsed, &["destroy but []"])
-        .then(failed(), &["wait 200"])
+        .then(failed(2), &["wait 200"])
         .then(Event::Elapsed, &["destroy but []"])
-        .then(failed(), &["erase"])
+        .then(failed(3), &["erase"])
         .ends("Successful");
 }
 

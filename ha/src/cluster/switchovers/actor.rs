@@ -240,13 +240,13 @@ impl Actor {
                 }
                 .boxed()
             }
-            Command::DestroyShutdownTargets { registered } => async move {
+            Command::DestroyShutdownTargets { registered, attempt } => async move {
                 let _permit = shared.worker().await;
                 let result = shared.means.volumes.destroy_shutdown_targets(volume, &registered).await;
                 if let Err(failure) = &result {
                     warn!(volume.id = %volume, error = %failure, "old targets not destroyed");
                 }
-                Effect::Event(Event::Destroyed(result))
+                Effect::Event(Event::Destroyed { attempt, result })
             }
             .boxed(),
             Command::Wait(_) | Command::Answer { .. } | Command::Finish(_) => {
