@@ -1,6 +1,7 @@
 //! Why a call fails, and the code that tells its caller what to do about it.
 
 use control_api::{ClientError, ErrorKind};
+use telemetry::chain;
 use tonic::{Code, Status};
 
 /// The code of each kind of error of the control plane, by the recovery that the specification's tables give it: whether
@@ -52,18 +53,6 @@ pub fn status(error: &ClientError) -> Status {
         }
         ClientError::Nonsense { .. } => Status::internal(chain(error)),
     }
-}
-
-/// An error with its causes, once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

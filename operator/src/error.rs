@@ -50,14 +50,7 @@ impl ServiceError {
 
     /// The sentence and every cause beneath it, in one line.
     pub fn chain(&self) -> String {
-        let mut text = self.context.clone();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        telemetry::chain(self)
     }
 
     /// An engine's answer, with what was asked of it.

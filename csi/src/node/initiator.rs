@@ -14,12 +14,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use telemetry::chain;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::at_work::{AtWork, Busy};
 use super::settings::{ContextError, Settings};
-use crate::error::chain;
 use crate::host::probe::{Outcome, probe};
 use crate::host::text::UriError;
 use crate::host::{Controller, ControllerId, ControllerState, HostError, NamespacePath, Nvme, Target};

@@ -24,13 +24,13 @@ use super::at_work::{AtWork, Busy};
 use super::initiator::{ConnectError, Initiator};
 use super::volume::device_of;
 use crate::capability::{Access, Capability};
-use crate::error::chain;
 use crate::host::mount::{Mount, Mounts};
 use crate::host::{Controller, HostError};
 use crate::proto::csi;
 use crate::proto::csi::node_server::{Node, NodeServer};
 use crate::proto::csi::node_service_capability::{Rpc, Type, rpc};
 use crate::proto::csi::volume_capability::access_mode::Mode;
+use telemetry::chain;
 
 /// What is advertised, and works.
 const OFFERED: [rpc::Type; 5] = [

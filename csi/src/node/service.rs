@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use tonic::{Code, Request, Response, Status};
 
 use super::initiator::{Attached, ConnectError, Initiator};
-use crate::error::chain;
 use crate::host::text::ana_name;
 use crate::host::{Controller, HostError};
 use crate::proto;
 use crate::proto::nvme_connect_server::{NvmeConnect, NvmeConnectServer};
+use telemetry::chain;
 
 /// Serves an initiator.
 #[derive(Clone)]

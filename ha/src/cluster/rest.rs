@@ -6,6 +6,7 @@ use std::time::Duration;
 use control_api::{Client, ClientError, ErrorKind, Volume};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use telemetry::chain;
 use uuid::Uuid;
 
 use super::ports::{Published, Republish, VolumeError, VolumeErrorKind, Volumes};
@@ -199,11 +200,6 @@ fn refused(error: &ClientError) -> VolumeError {
         },
     };
     VolumeError::new(kind, chain(error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the cluster agent may ask: proto shapes in and out.
 
+use telemetry::chain;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
@@ -80,14 +81,4 @@ impl HaNodeRpc for NodeServer {
         };
         Ok(Response::new(GetNvmeControllerResponse { reply: Some(reply) }))
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

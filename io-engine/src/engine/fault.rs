@@ -1,27 +1,12 @@
 //! Errors of the data path as the API has them: one table for each room.
 
-use std::error::Error;
-
 use engine_api::{ApiError, ErrorKind};
+use telemetry::chain;
 
 use crate::device::OpenError;
 use crate::nexus::NexusError;
 use crate::pool::{Kind, PoolError};
 use crate::target::TargetError;
-
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        if !text.ends_with(&reason) {
-            text = format!("{text}: {reason}");
-        }
-        cause = error.source();
-    }
-    text
-}
 
 /// A failed call on a pool or replica.
 pub(super) fn of_pool(error: &PoolError) -> ApiError {

@@ -13,6 +13,7 @@ use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use telemetry::chain;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -219,17 +220,6 @@ fn show_identity<M: Managed>(plane: &impl ControlPlane, cr: &M::Cr) {
     if let Some(id) = cr.status().and_then(M::cluster_id) {
         plane.show_identity(&format!("{:?} {}", M::KIND, cr.name_any()), id);
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// How a reconcile ended.

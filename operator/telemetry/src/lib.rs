@@ -17,10 +17,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod error;
 mod log;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod shutdown;
 
+pub use error::chain;
 pub use log::{Guard, InitError, LogFormat, LogOptions, TelemetryOptions, init};
 pub use shutdown::shutdown_requested;
