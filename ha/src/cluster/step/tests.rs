@@ -423,7 +423,7 @@ fn a_new_path_lost_while_old_targets_are_removed_begins_anew_at_once() {
     Story::replacing()
         .then(replaced("a"), &["log DeleteTarget"])
         .then(Event::Logged, &["destroy but []"])
-        .then(reported("a"), &["log Init", "look a"])
+        .then(reported("a"), &["look a", "log Init"])
         .then(Event::Logged, &["answer a Taken"])
         .then(looked(target(2), &[("a", Some(&[]))]), &["log RepublishVolume"])
         .then(Event::Logged, &["republish 2 for a in place"])
