@@ -20,6 +20,7 @@ use engine_api::{Call, RebuildState, Share};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::app::App;
 use crate::lab::mirror::connect_options;
 use crate::lab::volumes::{node_number, target_of, volume_body, wait_status};
 use crate::lab::{Lab, Parts};
@@ -282,6 +283,18 @@ impl Stand {
             ensure!(sums.len() > 1, "nothing to compare: {sums:?}");
             ensure!(sums.windows(2).all(|pair| pair[0].1 == pair[1].1), "the replicas differ: {sums:?}");
         }
+        Ok(())
+    }
+
+    /// The end of a story about one volume: nothing of it is wrong, in memory, on the device and in each replica.
+    pub async fn end(mut self, host: LinuxHost, app: App) -> Result<()> {
+        step("the replicas are equal", async {
+            app.leave(&host).await?;
+            self.replicas_are_equal(&host).await
+        })
+        .await?;
+        drop(host);
+        self.lab.run.passed();
         Ok(())
     }
 

@@ -19,18 +19,6 @@ async fn begin(setup: &Setup) -> Result<(Stand, LinuxHost, App)> {
     Ok((stand, host, app))
 }
 
-/// The end of a story about one volume: nothing of it is wrong, in memory, on the device and in each replica.
-async fn end(mut stand: Stand, host: LinuxHost, app: App) -> Result<()> {
-    step("the replicas are equal", async {
-        app.leave(&host).await?;
-        stand.replicas_are_equal(&host).await
-    })
-    .await?;
-    drop(host);
-    stand.lab.run.passed();
-    Ok(())
-}
-
 /// Brings a switchover to a stage and keeps it there, by freezing what the stage waits for.
 async fn hold(stage: Stage, stand: &mut Stand, host: &LinuxHost) -> Result<Outage> {
     let volume = stand.volume().clone();
@@ -152,7 +140,7 @@ async fn f3_killed_at_every_stage(victim: Victim, name: &str) -> Result<()> {
         killed_in_mid_switchover(victim, stage, &mut stand, &host, &load).await?;
     }
     step("every file and every block is right", app.finish(&host, load)).await?;
-    end(stand, host, app).await
+    stand.end(host, app).await
 }
 
 #[tokio::test]

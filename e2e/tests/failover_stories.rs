@@ -37,14 +37,7 @@ async fn a_host_follows_its_volume(kernel: Kernel, name: &str) -> Result<()> {
     })
     .await?;
     step("every file and every block is right", app.finish(&host, load)).await?;
-    step("the replicas are equal", async {
-        app.leave(&host).await?;
-        stand.replicas_are_equal(&host).await
-    })
-    .await?;
-    drop(host);
-    stand.lab.run.passed();
-    Ok(())
+    stand.end(host, app).await
 }
 
 async fn its_engine_is(fault: Fault, stand: &mut Stand, host: &LinuxHost, load: &GuestIo<'_>) -> Result<()> {

@@ -326,7 +326,7 @@ const COMPLAINTS: [&str; 7] =
 /// ha-cluster and ha-node see to it that the host is there in time.
 async fn a_linux_host_comes_along(kernel: Kernel, name: &str) -> Result<()> {
     let setup = Setup { kernel, ..Setup::new(name, 2) };
-    let (mut stand, host) = Stand::begin(&setup).await?;
+    let (stand, host) = Stand::begin(&setup).await?;
     let device = stand.volume().device.clone();
     let app = step("an ext4 with files", App::install(&host, &device, &AppOptions::new("app"))).await?;
     let load = step("a load", app.run(&host)).await?;
@@ -352,14 +352,7 @@ async fn a_linux_host_comes_along(kernel: Kernel, name: &str) -> Result<()> {
         .await?;
     }
     step("every file and every block is right", app.finish(&host, load)).await?;
-    step("the replicas are equal", async {
-        app.leave(&host).await?;
-        stand.replicas_are_equal(&host).await
-    })
-    .await?;
-    drop(host);
-    stand.lab.run.passed();
-    Ok(())
+    stand.end(host, app).await
 }
 
 /// Moves the volume's target and waits until it is there; how long that took.

@@ -19,7 +19,6 @@ pub mod view;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine_api::CNTLID_RANGE;
 use serde_json::Value;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -544,24 +543,13 @@ fn validate(request: &CreateVolume) -> Result<()> {
 
 fn new_spec(request: CreateVolume) -> VolumeSpec {
     VolumeSpec {
-        uuid: request.uuid,
         origin: request.origin,
-        size: request.size,
         labels: request.labels,
         num_replicas: request.replicas,
         thin: request.thin,
         policy: request.policy,
         topology: request.topology,
-        status: SpecStatus::Creating,
-        target: None,
-        operation: None,
-        health_from: None,
-        mirror: None,
-        replaced: Vec::new(),
-        moving: None,
-        is_free: false,
-        is_discarded: false,
-        next_cntlid: *CNTLID_RANGE.start(),
+        ..VolumeSpec::new(request.uuid, request.size)
     }
 }
 

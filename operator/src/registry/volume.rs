@@ -73,6 +73,30 @@ fn first_cntlid() -> u16 {
 const CNTLID_WINDOW: u16 = 64;
 
 impl VolumeSpec {
+    /// A thin volume of one replica and `size` bytes that is to be created, published nowhere.
+    pub fn new(uuid: Uuid, size: u64) -> Self {
+        Self {
+            uuid,
+            origin: None,
+            size,
+            labels: BTreeMap::new(),
+            num_replicas: 1,
+            thin: true,
+            policy: VolumePolicy::default(),
+            topology: Topology::default(),
+            status: SpecStatus::Creating,
+            target: None,
+            operation: None,
+            health_from: None,
+            mirror: None,
+            replaced: Vec::new(),
+            moving: None,
+            is_free: false,
+            is_discarded: false,
+            next_cntlid: first_cntlid(),
+        }
+    }
+
     /// The next target, on this node: a nexus of its own with controller ids and a key that none before had. The window
     /// of controller ids moves on also over unpublish and publish, because a host may not have disconnected.
     pub fn take_target(&mut self, node: String, hosts: HostAcl) -> TargetSpec {
@@ -247,26 +271,7 @@ mod tests {
     use super::*;
 
     fn volume(next_cntlid: u16) -> VolumeSpec {
-        VolumeSpec {
-            uuid: Uuid::nil(),
-            origin: None,
-            size: 1 << 30,
-            labels: BTreeMap::new(),
-            num_replicas: 1,
-            thin: true,
-            policy: VolumePolicy::default(),
-            topology: Topology::default(),
-            status: SpecStatus::Created,
-            target: None,
-            operation: None,
-            health_from: None,
-            mirror: None,
-            replaced: Vec::new(),
-            moving: None,
-            is_free: false,
-            is_discarded: false,
-            next_cntlid,
-        }
+        VolumeSpec { status: SpecStatus::Created, next_cntlid, ..VolumeSpec::new(Uuid::nil(), 1 << 30) }
     }
 
     /// The cluster agent watches these objects and reads these two fields.

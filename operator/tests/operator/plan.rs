@@ -10,8 +10,7 @@ use engine_api::{
 use operator::engines::watchdog::NodeStatus;
 use operator::registry::intent::{IntentVerdict, verdict};
 use operator::registry::{
-    HostAcl, NexusSpec, ReplicaSpec, SpecStatus, TargetSpec, Topology, VolumeOperation, VolumePolicy,
-    VolumeSpec,
+    HostAcl, NexusSpec, ReplicaSpec, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
 };
 use operator::scheduler::PoolCandidate;
 use operator::volume::plan::{Plan, ReasonCode, Step, plan};
@@ -45,26 +44,8 @@ impl Scene {
             };
             (name.to_owned(), node)
         });
-        let volume = VolumeSpec {
-            uuid: id(7),
-            origin: None,
-            size: GIB,
-            labels: BTreeMap::new(),
-            num_replicas: 2,
-            thin: true,
-            policy: VolumePolicy::default(),
-            topology: Topology::default(),
-            status: SpecStatus::Created,
-            target: None,
-            operation: None,
-            health_from: None,
-            mirror: None,
-            replaced: Vec::new(),
-            moving: None,
-            is_free: false,
-            is_discarded: false,
-            next_cntlid: 1,
-        };
+        let volume =
+            VolumeSpec { num_replicas: 2, status: SpecStatus::Created, ..VolumeSpec::new(id(7), GIB) };
         let view = VolumeView {
             uuid: id(7),
             volume: Some(volume),
