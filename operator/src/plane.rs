@@ -163,11 +163,7 @@ impl Plane {
         detached(self.core.clone(), move |core| async move {
             let volumes = core.volumes().mirroring(&mirror);
             match change {
-                Change::Size(bytes) if bytes == spec.size => volumes.link(id, |_| ()).await.map(drop),
-                Change::Size(_) => Err(ServiceError::new(
-                    ErrorKind::Unimplemented,
-                    "a volume cannot be resized yet: set the size back, and make a larger volume",
-                )),
+                Change::Size(bytes) => volumes.resize(id, bytes).await.map(drop),
                 Change::Replicas(count) if count == spec.num_replicas => {
                     volumes.link(id, |_| ()).await.map(drop)
                 }

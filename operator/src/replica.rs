@@ -1,3 +1,4 @@
 //! Replicas of volumes. They have no verbs of their own; a volume's service drives them.
 
+pub(crate) mod growth;
 pub(crate) mod plan;

@@ -136,6 +136,7 @@ impl From<QueryRejection> for Failure {
         volumes::destroy_shutdown_targets,
         volumes::report_path,
         volumes::replica_count,
+        volumes::resize,
         volumes::nexuses,
         volumes::one_nexus,
         volumes::replicas,
@@ -192,6 +193,7 @@ pub fn router(terms: Terms) -> Router {
         .route("/v0/volumes/{id}/shutdown_targets", delete(volumes::destroy_shutdown_targets))
         .route("/v0/volumes/{id}/paths/{nexus}", put(volumes::report_path))
         .route("/v0/volumes/{id}/replica_count/{count}", put(volumes::replica_count))
+        .route("/v0/volumes/{id}/size", put(volumes::resize))
         .route("/v0/nexuses", get(volumes::nexuses))
         .route("/v0/nexuses/{id}", get(volumes::one_nexus))
         .route("/v0/replicas", get(volumes::replicas))

@@ -12,12 +12,14 @@
 mod filter;
 mod removal;
 mod replica;
+mod room;
 mod score;
 mod target;
 
 pub use filter::{FILTERS, Filter};
 pub use removal::{Removable, choose_removal};
 pub use replica::{NoPlace, PoolCandidate, Refusal, ReplicaAsk, place_replica};
+pub use room::{RoomAsk, check_room};
 pub use target::{NoTarget, NodeCandidate, TargetAsk, choose_target};
 
 /// How far thin replicas may be promised more than there is, in per cent.

@@ -6,6 +6,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod converge;
+pub mod growth;
 pub mod hosts;
 mod inherit;
 pub(crate) mod observe;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     BlockDevice, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, Replica,
-    Republish, RestJsonError, Specs, Volume, Volumes,
+    Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
 };
 
 /// A call that failed.
@@ -186,6 +186,11 @@ impl Client {
     /// Gives a volume more or fewer replicas.
     pub async fn set_replica_count(&self, id: Uuid, count: u8) -> Answer<Volume> {
         self.call(Method::PUT, &format!("/volumes/{id}/replica_count/{count}"), None::<&()>).await
+    }
+
+    /// Makes a volume larger: `size` bytes that hosts see. At that size already, no error.
+    pub async fn resize_volume(&self, id: Uuid, size: u64) -> Answer<Volume> {
+        self.call(Method::PUT, &format!("/volumes/{id}/size"), Some(&ResizeVolumeBody { size })).await
     }
 
     /// All nexuses that engines report.

@@ -26,8 +26,8 @@ pub use pool::{CreatePoolBody, Pool, PoolSpec, PoolState, PoolStatus};
 pub use replica::{Replica, ReplicaKind, ReplicaSpaceUsage, ReplicaSpec, ReplicaState};
 pub use volume::{
     CreateVolumeBody, ExplicitNodeTopology, LabelledTopology, NodeTopology, PoolTopology, PublishVolumeBody,
-    ReplicaTopology, Republish, Topology, Volume, VolumeMove, VolumePolicy, VolumeSpec, VolumeState,
-    VolumeStatus, VolumeTarget, VolumeUsage, Volumes,
+    ReplicaTopology, Republish, ResizeVolumeBody, Topology, Volume, VolumeMove, VolumePolicy, VolumeSpec,
+    VolumeState, VolumeStatus, VolumeTarget, VolumeUsage, Volumes,
 };
 
 /// Where an object is in its life.

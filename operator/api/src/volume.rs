@@ -237,6 +237,13 @@ pub struct LabelledTopology {
     pub affinitykey: Vec<String>,
 }
 
+/// How large a volume is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResizeVolumeBody {
+    /// Bytes that hosts shall see; no fewer than now.
+    pub size: u64,
+}
+
 /// How to serve a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PublishVolumeBody {

@@ -110,6 +110,8 @@ pub struct PoolObject {
 pub struct VolumeObject {
     /// As the registry has it, with `uuid` set; `publish` is there while it is published, with the node that serves.
     pub spec: VolumeSpec,
+    /// What hosts see, while it grows.
+    pub growing_from: Option<u64>,
     /// Cluster that owns it.
     pub cluster_id: Option<String>,
     /// State of its data.

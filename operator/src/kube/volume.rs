@@ -208,8 +208,8 @@ fn of_object(object: &VolumeObject) -> VolumeStatus {
         uuid: object.spec.uuid.clone(),
         observed_generation: None,
         cluster_id: object.cluster_id.clone(),
-        size: Some(object.spec.size.human()),
-        size_bytes: Some(object.spec.size.bytes()),
+        size: Some(object.growing_from.map_or(object.spec.size, Quantity::from_bytes).human()),
+        size_bytes: Some(object.growing_from.unwrap_or(object.spec.size.bytes())),
         replicas_ready: Some(format!("{}/{}", up_to_date(object), object.spec.replicas)),
         rebuild: rebuilds.min().map(|percent| format!("{percent}%")),
         target: object.target.clone().map(with_connect_line),
@@ -251,6 +251,10 @@ fn ready(view: &View<'_, Volumes>, refusals: &[Refusal]) -> (Option<bool>, Strin
     }
     if let Some(problem) = &object.problem {
         return (Some(false), problem.reason.clone(), problem.message.clone());
+    }
+    if let Some(from) = object.growing_from {
+        let (from, to) = (Quantity::from_bytes(from).human(), object.spec.size.human());
+        return (Some(false), "Growing".into(), format!("it grows from {from} to {to}"));
     }
     let wants_target = view.cr.is_some_and(|cr| cr.spec.publish.is_some());
     let serves = object.target.as_ref().is_some_and(|target| {

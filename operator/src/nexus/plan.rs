@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::engines::watchdog::NodeStatus;
 use crate::registry::{SpecStatus, TargetSpec, VolumeOperation, VolumeSpec};
+use crate::replica::growth::is_grown;
 use crate::volume::plan::{Notes, ReasonCode, Step};
 use crate::volume::view::{NexusView, Presence, ReplicaView, VolumeView, is_rebuilding};
 
@@ -297,6 +298,10 @@ fn add(
         note_away(view, replica, notes);
         return None;
     }
+    if !is_grown(replica, volume) {
+        // It would be refused: it is smaller than what hosts see. Why it does not grow has been told.
+        return None;
+    }
     if !volume.policy.self_heal {
         let text = format!("replica {} is not in the target and self-heal is off", replica.spec.uuid);
         notes.wait(ReasonCode::SelfHealOff, text);
@@ -338,6 +343,10 @@ fn restore(
     }
     if replica.presence.here().is_none() {
         note_away(view, replica, notes);
+        return None;
+    }
+    if !is_grown(replica, volume) {
+        // It would be refused: it is smaller than what hosts see. Why it does not grow has been told.
         return None;
     }
     if !volume.policy.self_heal {

@@ -174,6 +174,7 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
     let largest = live.iter().map(allocated).max().unwrap_or(0);
     VolumeObject {
         spec: cr_spec(spec),
+        growing_from: spec.growing_from,
         cluster_id: plane.core.registry.identity().cluster.map(|cluster| cluster.to_string()),
         state: match (spec.status, status(&view)) {
             (SpecStatus::Creating, _) => VolumeState::Pending,

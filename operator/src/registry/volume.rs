@@ -19,6 +19,9 @@ pub struct VolumeSpec {
     pub origin: Option<Origin>,
     /// Bytes that hosts see.
     pub size: u64,
+    /// What hosts saw before it was to be `size`, until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growing_from: Option<u64>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -79,6 +82,7 @@ impl VolumeSpec {
             uuid,
             origin: None,
             size,
+            growing_from: None,
             labels: BTreeMap::new(),
             num_replicas: 1,
             thin: true,
@@ -127,6 +131,11 @@ impl VolumeSpec {
     pub fn cancel_move(&mut self) {
         self.moving = None;
         self.operation = self.operation.filter(|operation| *operation != VolumeOperation::Move);
+    }
+
+    /// Bytes that hosts see now, as far as is known.
+    pub fn shown_size(&self) -> u64 {
+        self.growing_from.unwrap_or(self.size)
     }
 
     /// Whether a target takes the place of another now.

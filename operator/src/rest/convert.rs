@@ -230,7 +230,7 @@ pub(super) fn volume(core: &Core, uuid: Uuid) -> Result<api::Volume> {
     let target = view.target_nexus().and_then(|n| n.presence.here().map(|shown| nexus(&n.spec.node, shown)));
     let state = api::VolumeState {
         target,
-        size: spec.size,
+        size: spec.shown_size(),
         status: match status(&view) {
             VolumeStatus::Unknown => api::VolumeStatus::Unknown,
             VolumeStatus::Online => api::VolumeStatus::Online,
@@ -243,7 +243,7 @@ pub(super) fn volume(core: &Core, uuid: Uuid) -> Result<api::Volume> {
             .map(|r| (r.spec.uuid.to_string(), replica_topology(&view, r)))
             .collect(),
         usage: Some(api::VolumeUsage {
-            capacity: spec.size,
+            capacity: spec.shown_size(),
             allocated: live.iter().map(allocated).max().unwrap_or(0),
             total_allocated: live.iter().map(allocated).sum(),
         }),
@@ -277,12 +277,15 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
     api::VolumeSpec {
         labels: (!spec.labels.is_empty()).then(|| spec.labels.clone()),
         num_replicas: spec.num_replicas,
-        operation: spec.operation.map(|operation| match operation {
-            VolumeOperation::Publish => "Publish".to_owned(),
-            VolumeOperation::Unpublish => "Unpublish".to_owned(),
-            VolumeOperation::Republish => "Republish".to_owned(),
-            VolumeOperation::Move => "Move".to_owned(),
-        }),
+        operation: spec
+            .operation
+            .map(|operation| match operation {
+                VolumeOperation::Publish => "Publish".to_owned(),
+                VolumeOperation::Unpublish => "Unpublish".to_owned(),
+                VolumeOperation::Republish => "Republish".to_owned(),
+                VolumeOperation::Move => "Move".to_owned(),
+            })
+            .or_else(|| spec.growing_from.map(|_| "Resize".to_owned())),
         size: spec.size,
         status: spec_status(spec.status),
         target: spec.target.as_ref().map(|target| api::VolumeTarget {

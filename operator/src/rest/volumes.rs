@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::http::StatusCode;
 use control_api::{
-    CreateVolumeBody, Nexus, Protocol, PublishVolumeBody, Replica, RestJsonError, Specs, Volume, Volumes,
+    CreateVolumeBody, Nexus, Protocol, PublishVolumeBody, Replica, ResizeVolumeBody, RestJsonError, Specs,
+    Volume, Volumes,
 };
 use serde::Deserialize;
 use tracing::warn;
@@ -194,6 +195,18 @@ pub(super) async fn replica_count(
         core.volumes().set_replica_count(id, count).await.map(drop)
     };
     detached(core.clone(), change).await?;
+    Ok(Json(convert::volume(&core, id)?))
+}
+
+/// Makes a volume larger.
+#[utoipa::path(put, path = "/v0/volumes/{id}/size", params(("id" = Uuid, Path)), request_body = ResizeVolumeBody, responses((status = 200, body = Volume), (status = 400, body = RestJsonError), (status = 412, body = RestJsonError), (status = 507, body = RestJsonError)))]
+pub(super) async fn resize(
+    Leading(core): Leading,
+    Path(id): Path<Uuid>,
+    Body(body): Body<ResizeVolumeBody>,
+) -> Answer<Volume> {
+    detached(core.clone(), move |core| async move { core.volumes().resize(id, body.size).await.map(drop) })
+        .await?;
     Ok(Json(convert::volume(&core, id)?))
 }
 

@@ -33,13 +33,13 @@ pub const FILTERS: &[Filter] = &[
 ];
 
 /// A thin replica takes space as it is written; below this a pool counts as full.
-const FREE_BYTES_MIN: u64 = 16 << 20;
+pub(super) const FREE_BYTES_MIN: u64 = 16 << 20;
 
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     Quantity::from_bytes(count).human()
 }
 
-fn check(passes: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn check(passes: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if passes { Ok(()) } else { Err(why()) }
 }
 
@@ -159,7 +159,7 @@ fn pool_overcommit(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String>
     })
 }
 
-fn percent(of: u64, percent: u64) -> u64 {
+pub(super) fn percent(of: u64, percent: u64) -> u64 {
     let exact = u128::from(of) * u128::from(percent) / 100;
     u64::try_from(exact).unwrap_or(u64::MAX)
 }

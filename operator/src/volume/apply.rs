@@ -43,6 +43,10 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         Step::ShareReplica { replica, hosts } => share_replica(core, *replica, hosts).await,
         Step::UnshareReplica { replica } => unshare_replica(core, *replica).await,
         Step::NoteHealth { replica, healthy } => set_replica(core, *replica, |r| r.healthy = *healthy).await,
+        Step::GrowReplica { replica, size_bytes } => grow_replica(core, *replica, *size_bytes).await,
+        Step::NoteReplicaSize { replica, size_bytes } => {
+            set_replica(core, *replica, |r| r.size_bytes = *size_bytes).await
+        }
         Step::RetireReplica { replica } => {
             set_replica(core, *replica, |r| r.status = SpecStatus::Deleting).await
         }
@@ -64,6 +68,10 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
         Step::CreateStandby { nexus, children } => {
             create_nexus(core, volume, *nexus, children, &[], true).await
         }
+        Step::ReserveNexusSize { nexus, size_bytes } => {
+            set_nexus(core, *nexus, |n| n.size_bytes = *size_bytes).await
+        }
+        Step::GrowNexus { nexus, size_bytes } => grow_nexus(core, *nexus, *size_bytes).await,
         Step::ActivateNexus { nexus } => activate_nexus(core, *nexus).await,
         Step::ShutdownNexus { nexus } => shutdown_nexus(core, *nexus).await,
         Step::NoteShutdown { nexus } => set_nexus(core, *nexus, |n| n.is_shutdown = true).await,
@@ -111,6 +119,11 @@ pub(crate) async fn apply(core: &Core, volume: Uuid, step: &Step) -> Result<()> 
             Ok(())
         }
         Step::FinishOperation => finish(core, volume).await,
+        Step::FinishGrowth => {
+            set_volume(core, volume, |v| v.growing_from = None).await?;
+            info!(volume.id = %volume, "volume grown");
+            Ok(())
+        }
         Step::ForgetVolume => {
             if let Some(spec) = registry.get::<VolumeSpec>(&volume.to_string())
                 && let Some(name) = spec.cr_name().filter(|_| spec.is_discarded && spec.mirror.is_some())
@@ -222,6 +235,36 @@ async fn destroy_replica(core: &Core, id: Uuid, despite_reservation: bool) -> Re
         )
         .await;
     settled_by(outcome, &[EngineErrorKind::Gone, EngineErrorKind::NotFound])
+}
+
+async fn grow_replica(core: &Core, id: Uuid, size_bytes: u64) -> Result<()> {
+    let (_, pool) = replica_and_pool(core, id)?;
+    let outcome = core
+        .engines
+        .change(
+            &pool.node,
+            id,
+            || format!("grow replica {id} in pool {} on node {} to {size_bytes} bytes", pool.id, pool.node),
+            |engine, call| async move { engine.resize_replica(call, id, size_bytes).await },
+            note_replica,
+        )
+        .await;
+    settled_by(outcome, &[])
+}
+
+async fn grow_nexus(core: &Core, id: Uuid, size_bytes: u64) -> Result<()> {
+    let spec = nexus_spec(core, id)?;
+    let outcome = core
+        .engines
+        .change(
+            &spec.node,
+            spec.volume,
+            || format!("grow nexus {id} on node {} to {size_bytes} bytes", spec.node),
+            |engine, call| async move { engine.resize_nexus(call, id, size_bytes).await },
+            note_nexus,
+        )
+        .await;
+    settled_by(outcome, &[])
 }
 
 async fn share_replica(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine_api::ChildState;
+use engine_api::layout::replica_bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -158,10 +159,13 @@ fn node_views(inner: &Inner) -> BTreeMap<String, NodeView> {
 
 /// Every pool as placement sees it, with what is promised to replicas that are not made yet taken off.
 pub(crate) fn pool_candidates(inner: &Inner) -> Vec<PoolCandidate> {
-    inner.specs::<PoolSpec>().map(|pool| pool_candidate(inner, pool)).collect()
+    let growing = inner.specs::<VolumeSpec>().filter(|volume| volume.growing_from.is_some());
+    let growing = growing.map(|volume| (volume.uuid, replica_bytes(volume.size))).collect();
+    inner.specs::<PoolSpec>().map(|pool| pool_candidate(inner, pool, &growing)).collect()
 }
 
-fn pool_candidate(inner: &Inner, spec: &PoolSpec) -> PoolCandidate {
+/// `growing`: what the replicas of volumes that grow are to have, by volume.
+fn pool_candidate(inner: &Inner, spec: &PoolSpec, growing: &BTreeMap<Uuid, u64>) -> PoolCandidate {
     let node = inner.spec::<NodeSpec>(&spec.node);
     let held = inner.states.believed(&spec.node);
     let shown = held.and_then(|held| held.pools.get(&spec.id));
@@ -171,8 +175,17 @@ fn pool_candidate(inner: &Inner, spec: &PoolSpec) -> PoolCandidate {
         .iter()
         .filter(|replica| held.is_none_or(|held| !held.replicas.contains_key(&replica.uuid)))
         .collect();
-    let promised_thick: u64 = promised.iter().filter(|r| !r.thin).map(|r| r.size_bytes).sum();
-    let promised_all: u64 = promised.iter().map(|r| r.size_bytes).sum();
+    // What replicas are still to grow by.
+    let growth = |replica: &&&ReplicaSpec| {
+        let shown = held.and_then(|held| held.replicas.get(&replica.uuid)).map(|shown| shown.size_bytes);
+        let wanted = growing.get(&replica.volume).copied();
+        wanted.zip(shown).map_or(0, |(wanted, shown)| wanted.saturating_sub(shown))
+    };
+    let growth_all: u64 = replicas.iter().map(|r| growth(&r)).sum();
+    let growth_thick: u64 = replicas.iter().filter(|r| !r.thin).map(|r| growth(&r)).sum();
+    let promised_thick: u64 =
+        promised.iter().filter(|r| !r.thin).map(|r| r.size_bytes).sum::<u64>() + growth_thick;
+    let promised_all: u64 = promised.iter().map(|r| r.size_bytes).sum::<u64>() + growth_all;
     let usable = match (spec.status, shown.map(|pool| pool.state)) {
         (SpecStatus::Creating, _) => Err("it is being created".to_owned()),
         (SpecStatus::Deleting, _) => Err("it is being deleted".to_owned()),

@@ -1,8 +1,9 @@
 //! What to do next for a volume: one pure function over [`VolumeView`].
 //!
 //! ```text
-//!   old targets stop -> leftovers of nexuses -> leftovers of replicas -> replicas being made -> how many replicas -> volume is created
-//!     -> target: reserve, create, publish, confirm -> children: add, online, remove -> exports no longer needed
+//!   old targets stop -> leftovers of nexuses -> leftovers of replicas -> replicas being made, grown -> how many replicas
+//!     -> volume is created -> target: reserve, create, publish, confirm, grow -> children: add, online, remove
+//!     -> exports no longer needed
 //! ```
 //!
 //! The concerns are looked at in this order and the first that has something to do gives one [`Step`]: one write to
@@ -52,6 +53,10 @@ pub enum Step {
     UnshareReplica { replica: Uuid },
     /// Write whether it has all data.
     NoteHealth { replica: Uuid, healthy: bool },
+    /// Make it larger.
+    GrowReplica { replica: Uuid, size_bytes: u64 },
+    /// Write that it is larger.
+    NoteReplicaSize { replica: Uuid, size_bytes: u64 },
     /// Write the intent to destroy it.
     RetireReplica { replica: Uuid },
     /// Destroy it; also where a nexus has it reserved, when none that may still serve counts on it (SAFETY C3).
@@ -64,6 +69,10 @@ pub enum Step {
     CreateNexus { nexus: Uuid, children: Vec<String>, given_up: Vec<Uuid> },
     /// Export it to these hosts.
     PublishNexus { nexus: Uuid, hosts: Vec<String> },
+    /// Write the intent to make it larger: made again from now on, it has this size.
+    ReserveNexusSize { nexus: Uuid, size_bytes: u64 },
+    /// Make it larger while it serves.
+    GrowNexus { nexus: Uuid, size_bytes: u64 },
     /// Make it of these children and let it stand by: it touches none of them and is inaccessible.
     CreateStandby { nexus: Uuid, children: Vec<String> },
     /// Let one that stands by serve.
@@ -100,6 +109,8 @@ pub enum Step {
     ConfirmVolume,
     /// Write that what a caller asked for is done.
     FinishOperation,
+    /// Write that the volume has the size it was to have.
+    FinishGrowth,
     /// Write that the volume is gone.
     ForgetVolume,
 }
@@ -123,6 +134,8 @@ pub enum ReasonCode {
     WaitingForMember,
     /// A child is being rebuilt.
     Rebuilding,
+    /// The volume is larger than some of its replicas, or than what hosts see: they grow when they can.
+    Growing,
     /// A replica is away, and the policy waits for it.
     ReplicaAway,
     /// A replica is lost and not replaced: self-heal is off.
@@ -207,9 +220,12 @@ fn next_step(view: &VolumeView, notes: &mut Notes<'_>) -> Option<Step> {
         .or_else(|| nexus::stop::clean_up(view, notes))
         .or_else(|| replica::plan::clean_up(view, notes))
         .or_else(|| replica::plan::make(view, notes))
+        .or_else(|| replica::growth::grow(view, volume, notes))
         .or_else(|| replica::plan::count(view, volume, notes))
         .or_else(|| confirm(view, volume.status))
         .or_else(|| if volume.is_switching() { None } else { nexus::plan::serve(view, volume, notes) })
+        .or_else(|| nexus::growth::grow(view, volume, notes))
+        .or_else(|| replica::growth::finish(view, volume))
         .or_else(|| nexus::moving::prepare(view, volume, notes))
         .or_else(|| nexus::plan::heal(view, volume, notes))
         .or_else(|| replica::plan::trim_exports(view, volume, notes))

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use store::Fault;
 use uuid::Uuid;
 
-use super::lab::{DISK, Lab, Operator, anywhere, volume};
+use super::lab::{DISK, GIB, Lab, Operator, anywhere, volume};
 
 const NODES: [&str; 4] = ["a", "b", "c", "d"];
 const VOLUMES: u128 = 3;
@@ -20,6 +20,7 @@ enum Event {
     Create { volume: u128, replicas: u8 },
     Publish { volume: u128 },
     Unpublish { volume: u128, force: bool },
+    Resize { volume: u128, more: u64 },
     SetCount { volume: u128, count: u8 },
     Destroy { volume: u128 },
     Kill { node: usize },
@@ -42,7 +43,9 @@ fn event() -> impl Strategy<Value = Event> {
         "create_replica",
         "destroy_replica",
         "share_replica",
+        "resize_replica",
         "create_nexus",
+        "resize_nexus",
         "publish_nexus",
         "destroy_nexus",
         "add_child",
@@ -68,6 +71,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => volume.clone().prop_map(|volume| Event::Publish { volume }),
         2 => (volume.clone(), any::<bool>()).prop_map(|(volume, force)| Event::Unpublish { volume, force }),
         2 => (volume.clone(), 1..=3_u8).prop_map(|(volume, count)| Event::SetCount { volume, count }),
+        2 => (volume.clone(), 0..GIB).prop_map(|(volume, more)| Event::Resize { volume, more }),
         1 => volume.clone().prop_map(|volume| Event::Destroy { volume }),
         2 => node.clone().prop_map(|node| Event::Kill { node }),
         2 => node.clone().prop_map(|node| Event::Start { node }),
@@ -111,6 +115,10 @@ impl World {
             Event::Unpublish { volume, force } => drop(core.volumes().unpublish(id(*volume), *force).await),
             Event::SetCount { volume, count } => {
                 drop(core.volumes().set_replica_count(id(*volume), *count).await);
+            }
+            Event::Resize { volume, more } => {
+                let size = core.volumes().get(id(*volume)).map_or(GIB, |found| found.size) + more;
+                drop(core.volumes().resize(id(*volume), size).await);
             }
             Event::Destroy { volume } => drop(core.volumes().destroy(id(*volume)).await),
             Event::Kill { node } => self.lab.engine(NODES[*node]).kill(),

@@ -17,7 +17,7 @@ use store::{Moment, Verdict};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::lab::{Lab, Operator, host, on, pool, volume};
+use super::lab::{GIB, Lab, Operator, host, on, pool, volume};
 
 const V: Uuid = Uuid::from_u128(7);
 
@@ -174,10 +174,12 @@ enum Verb {
     RepublishUnanswered,
     Move,
     DestroyShutdownTargets,
+    Grow,
+    GrowPublished,
 }
 
 impl Verb {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::CreatePool,
         Self::DestroyPool,
         Self::Create,
@@ -189,12 +191,17 @@ impl Verb {
         Self::RepublishUnanswered,
         Self::Move,
         Self::DestroyShutdownTargets,
+        Self::Grow,
+        Self::GrowPublished,
     ];
 
     /// The volume is published before.
     fn begins_published(self) -> bool {
         self.replaces_target()
-            || matches!(self, Self::Unpublish | Self::DestroyPublished | Self::DestroyShutdownTargets)
+            || matches!(
+                self,
+                Self::Unpublish | Self::DestroyPublished | Self::DestroyShutdownTargets | Self::GrowPublished
+            )
     }
 
     fn replaces_target(self) -> bool {
@@ -209,7 +216,7 @@ impl Verb {
         for node in pools {
             core.pools().create(pool(node)).await.unwrap();
         }
-        if self.begins_published() || matches!(self, Self::Publish | Self::Destroy) {
+        if self.begins_published() || matches!(self, Self::Publish | Self::Destroy | Self::Grow) {
             core.volumes().create(volume(7, 2)).await.unwrap();
         }
         if self.begins_published() {
@@ -233,6 +240,7 @@ impl Verb {
             }
             Self::Move => move_to_b(&core).await,
             Self::DestroyShutdownTargets => core.volumes().destroy_shutdown_targets(V, &[]).await.unwrap(),
+            Self::Grow | Self::GrowPublished => drop(core.volumes().resize(V, 3 * GIB).await.unwrap()),
         }
     }
 
@@ -255,6 +263,12 @@ impl Verb {
                 let volume = volume.expect("it was there");
                 assert_eq!((volume.replaced, volume.moving), (Vec::new(), None), "{story}");
                 assert!(volume.target.is_some(), "{story}: it stays published");
+                assert_eq!(operator.status(V), VolumeStatus::Online, "{story}");
+            }
+            Self::Grow | Self::GrowPublished => {
+                // Nothing but the growth wrote before it died, and its first write is the intent.
+                let volume = volume.expect("it was there");
+                assert_eq!(volume.size, 3 * GIB, "{story}");
                 assert_eq!(operator.status(V), VolumeStatus::Online, "{story}");
             }
             Self::Unpublish | Self::Publish => assert!(volume.is_some(), "{story}"),
@@ -305,6 +319,15 @@ async fn dies_once_and_twice(verb: Verb) {
             verb.set_answering(&lab, true);
             let serving = lab.serving().await;
             assert!(serving.len() <= 1, "f1: {story}: {serving:?} serve at once");
+            if verb == Verb::GrowPublished {
+                // The engine dies as well: what hosts may have been told of must not become smaller.
+                let told = lab.shown_sizes().await;
+                lab.engine("a").restart();
+                let operator = lab.operator().await;
+                operator.settle(&story).await;
+                let again = lab.shown_sizes().await;
+                assert!(again.len() == 1 && again >= told, "{story}: {told:?} was told, and then {again:?}");
+            }
             if second > 0 {
                 let (operator, wire) = wired(&lab, second).await;
                 let core = operator.core.clone();
@@ -380,5 +403,7 @@ dies! {
     c5_an_operator_killed_while_it_republishes_leaves_one_target: Republish,
     c5_an_operator_killed_while_it_fences_an_unanswering_target_leaves_one_target: RepublishUnanswered,
     c5_an_operator_killed_while_it_moves_a_target_leaves_one_target: Move,
+    c5_an_operator_killed_while_it_grows_a_volume_grows_it_later: Grow,
+    c5_an_operator_killed_while_it_grows_a_published_volume_shows_hosts_no_smaller_one: GrowPublished,
     c5_an_operator_killed_while_it_destroys_old_targets_leaves_one_target: DestroyShutdownTargets,
 }

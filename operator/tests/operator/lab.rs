@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine_api::layout::replica_bytes;
 use engine_api::sim::{DiskContent, Rebuilds, SimCluster, SimEngine};
 use engine_api::{Connect, Engine, NexusState};
 use operator::core::{Core, CoreSettings};
@@ -163,7 +164,12 @@ impl Lab {
         assert!(nexuses.iter().all(|n| n.status == SpecStatus::Created), "{story}: {nexuses:#?}");
         for volume in registry.all::<VolumeSpec>() {
             assert_eq!(volume.status, SpecStatus::Created, "{story}: {volume:#?}");
-            assert_eq!(volume.operation, None, "{story}: {volume:#?}");
+            assert_eq!((volume.operation, volume.growing_from), (None, None), "{story}: {volume:#?}");
+            let is_large = |replica: &ReplicaSpec| replica.size_bytes >= replica_bytes(volume.size);
+            assert!(
+                replicas.iter().filter(|r| r.volume == volume.uuid).all(is_large),
+                "{story}: {replicas:#?}"
+            );
             let own = replicas.iter().filter(|replica| replica.volume == volume.uuid).count();
             assert_eq!(own, usize::from(volume.num_replicas), "{story}: {volume:#?}");
             let target = volume.target.as_ref().map(|target| target.nexus);
@@ -177,6 +183,22 @@ impl Lab {
         for pool in registry.all::<PoolSpec>() {
             assert_eq!(pool.status, SpecStatus::Created, "{story}: {pool:#?}");
         }
+        for (volume, size) in self.shown_sizes().await {
+            let wanted = registry.get::<VolumeSpec>(&volume).map(|volume| volume.size);
+            assert_eq!(Some(size), wanted, "{story}: hosts see another size of volume {volume}");
+        }
+    }
+
+    /// What hosts see of volumes that running engines serve.
+    pub(crate) async fn shown_sizes(&self) -> Vec<(String, u64)> {
+        let mut sizes = Vec::new();
+        for node in self.nodes.iter().filter(|node| self.engine(node).is_running()) {
+            let nexuses = self.engine(node).list_nexuses().await.unwrap();
+            let serves =
+                nexuses.into_iter().filter(|n| matches!(n.state, NexusState::Online | NexusState::Degraded));
+            sizes.extend(serves.map(|nexus| (nexus.name, nexus.size_bytes)));
+        }
+        sizes
     }
 }
 

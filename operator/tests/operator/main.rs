@@ -9,6 +9,7 @@ mod lab;
 mod leader;
 mod plan;
 mod plane;
+mod resize;
 mod rest;
 mod scripts;
 mod switch;

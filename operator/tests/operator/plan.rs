@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use engine_api::layout::replica_bytes;
 use engine_api::{
     AnaState, Child, ChildReason, ChildState, Nexus, NexusState, Replica, ReplicaKind, ReplicaUsage,
     node_host_nqn,
@@ -74,7 +75,7 @@ impl Scene {
     fn replica(self, n: u128, node: &str) -> Self {
         let spec = ReplicaSpec {
             uuid: id(n),
-            size_bytes: GIB,
+            size_bytes: replica_bytes(GIB),
             pool: format!("pool-{node}"),
             thin: true,
             volume: id(7),
@@ -208,7 +209,7 @@ fn shown_replica(n: u128, node: &str) -> Replica {
         kind: ReplicaKind::Replica,
         pool_uuid: id(0x700),
         pool_name: format!("pool-{node}"),
-        size_bytes: GIB,
+        size_bytes: replica_bytes(GIB),
         thin: true,
         shared: false,
         uri: format!("bdev:///{}?uuid={}", id(n), id(n)),
@@ -852,4 +853,53 @@ fn d3_a_member_that_is_waited_for_is_named_and_given_up_only_when_the_policy_say
     // Refused for another reason, nobody is waited for.
     let other = away(hour).with(|view| drop(view.barred.insert(create(&[]), "no room".into())));
     assert!(!other.codes().contains(&ReasonCode::WaitingForMember), "{:?}", other.codes());
+}
+
+#[test]
+fn replicas_grow_before_the_target_and_each_result_is_noted() {
+    let size = replica_bytes(2 * GIB);
+    let large = |n: u128, node: &str| Replica { size_bytes: size, ..shown_replica(n, node) };
+    let mut scene = Scene::new().serving().volume(|volume| {
+        (volume.size, volume.growing_from) = (2 * GIB, Some(GIB));
+    });
+    assert_eq!(scene.step(), Step::GrowReplica { replica: id(1), size_bytes: size });
+    scene = scene.with(|view| view.replicas[0].presence = Presence::Here(large(1, "a")));
+    assert_eq!(scene.step(), Step::NoteReplicaSize { replica: id(1), size_bytes: size });
+    scene = scene.with(|view| view.replicas[0].spec.size_bytes = size);
+    assert_eq!(scene.step(), Step::GrowReplica { replica: id(2), size_bytes: size });
+    scene = scene.with(|view| {
+        view.replicas[1].spec.size_bytes = size;
+        view.replicas[1].presence = Presence::Here(Replica { size_bytes: size, ..shared_to(2, "b", "a") });
+    });
+    // What a nexus that is made again would have comes first: hosts may have been told of it.
+    assert_eq!(scene.step(), Step::ReserveNexusSize { nexus: id(NEXUS), size_bytes: 2 * GIB });
+    scene = scene.with(|view| view.nexuses[0].spec.size_bytes = 2 * GIB);
+    assert_eq!(scene.step(), Step::GrowNexus { nexus: id(NEXUS), size_bytes: 2 * GIB });
+    scene = scene.with(|view| {
+        if let Presence::Here(shown) = &mut view.nexuses[0].presence {
+            shown.size_bytes = 2 * GIB;
+        }
+    });
+    assert_eq!(scene.step(), Step::FinishGrowth);
+    assert_eq!(scene.volume(|volume| volume.growing_from = None).codes(), []);
+}
+
+#[test]
+fn d11_a_replica_that_is_too_small_is_not_taken_into_the_target() {
+    let size = replica_bytes(2 * GIB);
+    let scene = Scene::new().serving().with(|view| {
+        view.volume.as_mut().expect("there").size = 2 * GIB;
+        view.replicas[0].spec.size_bytes = size;
+        view.replicas[0].presence = Presence::Here(Replica { size_bytes: size, ..shown_replica(1, "a") });
+        view.nexuses[0].spec.size_bytes = 2 * GIB;
+        let mut out = child(2, ChildState::Faulted);
+        out.reason = ChildReason::TimedOut;
+        let shown = Nexus { size_bytes: 2 * GIB, ..shown_nexus(&[child(1, ChildState::Online), out]) };
+        view.nexuses[0].presence = Presence::Here(shown);
+        view.replicas[1].spec.healthy = false;
+    });
+    let grow = Step::GrowReplica { replica: id(2), size_bytes: size };
+    assert_eq!(scene.step(), grow);
+    let scene = scene.with(|view| drop(view.barred.insert(grow.clone(), "its pool is full".into())));
+    assert!(scene.texts().contains("its pool is full"), "it is too small: {}", scene.texts());
 }

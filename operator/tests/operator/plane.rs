@@ -88,8 +88,18 @@ async fn c4_a_wish_and_its_mirror_are_one_and_a_refused_wish_stays_one() {
     let publish = Change::Publish(Some(Publish { node: Some("nowhere".into()), allowed_hosts: vec![] }));
     plane.change_volume("data", &publish, json!({"publish": {}})).await.unwrap_err();
     assert_eq!(settled(), Some(mirror_of(&two)), "still a wish");
-    let grow = plane.change_volume("data", &Change::Size(2 * GIB), json!({})).await.unwrap_err();
-    assert_eq!(grow.kind, RefusalKind::Invalid);
+    let grow = plane.change_volume("data", &Change::Size(200 * GIB), json!({})).await.unwrap_err();
+    assert_eq!(grow.kind, RefusalKind::Precondition);
+    assert!(grow.message.contains("pool pool-a on node a"), "{grow}");
+    let shrink = plane.change_volume("data", &Change::Size(GIB / 2), json!({})).await.unwrap_err();
+    assert_eq!(shrink.kind, RefusalKind::Invalid);
+    assert_eq!(settled(), Some(mirror_of(&two)), "still a wish");
+    let three = VolumeCrSpec { size: Quantity::from_bytes(3 * GIB), ..two.clone() };
+    plane.change_volume("data", &Change::Size(3 * GIB), mirror_of(&three)).await.unwrap();
+    let two = three;
+    assert_eq!(settled(), Some(mirror_of(&two)));
+    let Standing::Exists(grown) = plane.volume("data") else { panic!("made") };
+    assert_eq!((grown.spec.size.bytes(), grown.growing_from), (3 * GIB, None));
 
     let pending = Mirror { settled: Some(mirror_of(&two)), pending: Some(json!({"x": 1})) };
     plane.note_mirror(&key(Kind::Volume, "data"), pending.clone()).await.unwrap();

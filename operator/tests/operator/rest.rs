@@ -143,6 +143,15 @@ async fn a_volume_lives_its_whole_life_over_rest() {
         (2, 2, 1, 1)
     );
 
+    let grown = client.resize_volume(V, body.size + (1 << 20)).await.unwrap();
+    assert_eq!((grown.spec.size, grown.state.size), (body.size + (1 << 20), body.size + (1 << 20)));
+    assert_eq!(grown.state.target.map(|nexus| nexus.size), Some(body.size + (1 << 20)));
+    client.resize_volume(V, body.size + (1 << 20)).await.unwrap();
+    let shrunk = client.resize_volume(V, body.size).await.unwrap_err();
+    assert_eq!(shrunk.kind(), Some(ErrorKind::InvalidArgument), "{shrunk}");
+    let too_large = client.resize_volume(V, 1 << 50).await.unwrap_err();
+    assert_eq!(too_large.kind(), Some(ErrorKind::ResourceExhausted), "{too_large}");
+
     running.lab.engine("b").kill();
     running
         .until("degraded, with the reason", async |client| {

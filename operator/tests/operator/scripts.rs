@@ -10,7 +10,7 @@ use engine_api::{
 use store::{Moment, Operation, Verdict};
 use uuid::Uuid;
 
-use super::lab::{Lab, on, pool, volume};
+use super::lab::{GIB, Lab, on, pool, volume};
 
 const V: Uuid = Uuid::from_u128(7);
 
@@ -130,6 +130,8 @@ async fn c5_every_intent_stands_before_its_act_and_every_result_after_it() {
     lab.engine("1").restart();
     core.engines.registered(lab.engine("1").node_info()).await.unwrap();
     operator.settle("restarted").await;
+    say("grow it");
+    core.volumes().resize(V, 2 * GIB).await.unwrap();
     say("unpublish it");
     core.volumes().unpublish(V, false).await.unwrap();
     operator.settle("unpublished").await;
@@ -140,6 +142,8 @@ async fn c5_every_intent_stands_before_its_act_and_every_result_after_it() {
     // Replicas go in the order of their ids, which are random.
     let found = script.lock().unwrap().join("\n").replace("engine 1: destroy_r", "engine _: destroy_r");
     let found = found.replace("engine 2: destroy_r", "engine _: destroy_r");
+    let found = found.replace("engine 1: resize_r", "engine _: resize_r");
+    let found = found.replace("engine 2: resize_r", "engine _: resize_r");
     assert_eq!(found, FROZEN.trim(), "\n{found}\n");
 }
 
@@ -172,6 +176,15 @@ store: VolumeSpec Created
 -- engine 1 starts anew
 engine 1: create_nexus
 engine 1: publish_nexus
+-- grow it
+store: VolumeSpec Created
+engine _: resize_replica
+store: ReplicaSpec Created
+engine _: resize_replica
+store: ReplicaSpec Created
+store: NexusSpec Created
+engine 1: resize_nexus
+store: VolumeSpec Created
 -- unpublish it
 store: VolumeSpec Created unpublish
 store: NexusSpec Deleting
