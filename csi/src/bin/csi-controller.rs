@@ -12,7 +12,6 @@ use control_api::Client;
 use csi::controller::ControllerService;
 use csi::identity::IdentityService;
 use csi::server::listen;
-use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 
 /// The CSI controller plugin of Mayastor.
@@ -43,7 +42,7 @@ async fn main() -> Result<()> {
     let client = Client::new(args.rest_endpoint.as_str(), Duration::from_secs(args.rest_timeout))
         .context("set up the client of REST")?;
     let socket = PathBuf::from(args.csi_socket.trim_start_matches("unix://"));
-    let listener = listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let connections = listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     info!(socket = %socket.display(), rest = args.rest_endpoint, "csi-controller started");
     let probed = client.clone();
     let is_ready = Arc::new(move || {
@@ -55,7 +54,7 @@ async fn main() -> Result<()> {
     tonic::transport::Server::builder()
         .add_service(IdentityService::server(is_ready))
         .add_service(ControllerService::server(client))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(connections, async {
             let signal = signal.await;
             info!(signal, "shutting down");
         })

@@ -14,7 +14,6 @@ use csi::host::{HostIdentity, Nvme as _, SysfsNvme};
 use csi::identity::IdentityService;
 use csi::node::{Initiator, NodePlugin, NvmeService, Settings};
 use csi::server::listen;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -100,10 +99,7 @@ async fn main() -> Result<()> {
     if tended > 0 {
         info!(controllers = tended, "set the I/O time-out that an earlier process did not come to");
     }
-    let open = |socket: &Path| {
-        let listener = listen(socket).with_context(|| format!("listen on {}", socket.display()))?;
-        anyhow::Ok(UnixListenerStream::new(listener))
-    };
+    let open = |socket: &Path| listen(socket).with_context(|| format!("listen on {}", socket.display()));
     let (for_kubelet, for_agent) =
         (open(Path::new(args.csi_socket.trim_start_matches("unix://")))?, open(&args.nvme_socket)?);
     let shutdown = CancellationToken::new();
