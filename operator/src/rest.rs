@@ -3,6 +3,7 @@
 //!
 //! Only the leader answers; a follower answers 503 with kind `Unavailable`, and the client asks another.
 
+mod capacity;
 mod convert;
 mod nodes;
 mod pools;
@@ -18,7 +19,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, put};
+use axum::routing::{delete, get, post, put};
 use control_api::{ErrorKind, RestJsonError};
 use utoipa::OpenApi;
 
@@ -114,6 +115,7 @@ impl From<QueryRejection> for Failure {
 #[openapi(
     info(title = "Mayastor RESTful API", version = "v0"),
     paths(
+        capacity::capacity,
         nodes::list,
         nodes::one,
         nodes::block_devices,
@@ -194,6 +196,7 @@ pub fn router(terms: Terms) -> Router {
         .route("/v0/volumes/{id}/paths/{nexus}", put(volumes::report_path))
         .route("/v0/volumes/{id}/replica_count/{count}", put(volumes::replica_count))
         .route("/v0/volumes/{id}/size", put(volumes::resize))
+        .route("/v0/capacity", post(capacity::capacity))
         .route("/v0/nexuses", get(volumes::nexuses))
         .route("/v0/nexuses/{id}", get(volumes::one_nexus))
         .route("/v0/replicas", get(volumes::replicas))

@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: affinity groups and snapshots (they come with their features), and any look at the world.
 
+mod capacity;
 mod filter;
 mod removal;
 mod replica;
@@ -16,6 +17,7 @@ mod room;
 mod score;
 mod target;
 
+pub use capacity::{Capacity, capacity};
 pub use filter::{FILTERS, Filter};
 pub use removal::{Removable, choose_removal};
 pub use replica::{NoPlace, PoolCandidate, Refusal, ReplicaAsk, place_replica};

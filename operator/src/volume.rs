@@ -5,6 +5,7 @@
 //! taken back; what is in the way of a reconciler is noted and tried again.
 
 pub(crate) mod apply;
+mod capacity;
 pub(crate) mod converge;
 pub mod growth;
 pub mod hosts;
@@ -32,6 +33,7 @@ use crate::registry::{
     VolumeOperation, VolumePolicy, VolumeSpec,
 };
 use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
+pub use capacity::NewVolumes;
 use converge::{Failure, Outcome, converge};
 use plan::{Reason, ReasonCode};
 use view::{Presence, VolumeView};

@@ -1,12 +1,12 @@
-//! `GetCapacity`: what is free, not what there is.
+//! `GetCapacity`: what the control plane would still find a place for.
 
 use std::collections::BTreeMap;
 
-use control_api::{LabelledTopology, NodeTopology, Pool, PoolStatus, PoolTopology};
+use control_api::CapacityBody;
 use tonic::Status;
 
 use super::ControllerService;
-use super::volume::{NODE_NAME_LABEL, signed};
+use super::volume::{CSI_NODE_LABEL, NODE_NAME_LABEL, signed};
 use crate::capability::Capability;
 use crate::error::status;
 use crate::params::Params;
@@ -24,80 +24,60 @@ impl ControllerService {
         }
         let params = Params::parse(&request.parameters)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let only =
-            request.accessible_topology.as_ref().and_then(|topology| topology.segments.get(NODE_NAME_LABEL));
-        let pools = self.client.pools().await.map_err(|error| status(&error))?;
-        let nodes = self.client.nodes().await.map_err(|error| status(&error))?;
-        let labels_of_node: BTreeMap<&str, &BTreeMap<String, String>> =
-            nodes.iter().filter_map(|node| Some((node.id.as_str(), &node.spec.as_ref()?.labels))).collect();
-        let free: Vec<(String, u64)> = pools
-            .iter()
-            .filter_map(|pool| usable(pool).map(|(node, free)| (pool, node, free)))
-            .filter(|(_, node, _)| only.is_none_or(|only| only == node))
-            .filter(|(pool, node, _)| {
-                let node_labels = labels_of_node.get(node);
-                let is_pool_fit = match &params.topology.pool_topology {
-                    Some(PoolTopology::Labelled(wanted)) => {
-                        pool.spec.as_ref().is_some_and(|spec| has(&spec.labels, wanted))
-                    }
-                    None => true,
-                };
-                let is_node_fit = match &params.topology.node_topology {
-                    Some(NodeTopology::Labelled(wanted)) => {
-                        node_labels.is_some_and(|labels| has(labels, wanted))
-                    }
-                    _ => true,
-                };
-                is_pool_fit && is_node_fit
-            })
-            .map(|(_, node, free)| (node.to_owned(), free))
-            .collect();
-        let replicas = if only.is_some() { 1 } else { usize::from(params.replicas) };
+        let kind = kind(params, request.accessible_topology.as_ref());
+        let found = self.client.capacity(&kind).await.map_err(|error| status(&error))?;
         Ok(csi::GetCapacityResponse {
-            available_capacity: signed(free.iter().map(|(_, free)| free).sum()),
-            maximum_volume_size: Some(signed(largest(&free, replicas))),
+            available_capacity: signed(found.available),
+            maximum_volume_size: Some(signed(found.maximum_volume_size)),
             minimum_volume_size: None,
         })
     }
 }
 
-/// The node and the free bytes of a pool that takes replicas.
-fn usable(pool: &Pool) -> Option<(&str, u64)> {
-    let state = pool.state.as_ref()?;
-    let is_usable = matches!(state.status, PoolStatus::Online | PoolStatus::Degraded);
-    is_usable.then(|| (state.node.as_str(), state.capacity.saturating_sub(state.used)))
-}
-
-fn has(labels: &BTreeMap<String, String>, wanted: &LabelledTopology) -> bool {
-    let spread = wanted.exclusion.keys().chain(&wanted.affinitykey).all(|key| labels.contains_key(key));
-    let included = |(key, value): (&String, &String)| {
-        labels.get(key).is_some_and(|found| value.is_empty() || found == value)
-    };
-    spread && wanted.inclusion.iter().all(included)
-}
-
-/// The largest volume with so many replicas, each on a node of its own.
-fn largest(free: &[(String, u64)], replicas: usize) -> u64 {
-    let mut by_node: BTreeMap<&str, u64> = BTreeMap::new();
-    for (node, free) in free {
-        let best = by_node.entry(node).or_default();
-        *best = (*best).max(*free);
+/// What to ask for. Volumes are reached from every node that can use them: segments with that label are a place where a
+/// pod may run, and it may have all there is, although its node has no pool. Other segments are asked about for what
+/// one replica could have there.
+fn kind(params: Params, part: Option<&csi::Topology>) -> CapacityBody {
+    let mut node_labels: BTreeMap<String, String> =
+        part.map(|part| part.segments.clone().into_iter().collect()).unwrap_or_default();
+    if node_labels.contains_key(CSI_NODE_LABEL.0) {
+        node_labels.clear();
     }
-    let mut best: Vec<u64> = by_node.into_values().collect();
-    best.sort_unstable_by(|a, b| b.cmp(a));
-    best.get(replicas.saturating_sub(1)).copied().unwrap_or(0)
+    let node = node_labels.remove(NODE_NAME_LABEL);
+    let is_whole = node.is_none() && node_labels.is_empty();
+    CapacityBody {
+        replicas: if is_whole { params.replicas } else { 1 },
+        thin: params.thin,
+        topology: Some(params.topology),
+        node,
+        node_labels,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
+    fn of(segments: &[(&str, &str)]) -> CapacityBody {
+        let segments = segments.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let params = Params::parse(&HashMap::from([("repl".to_owned(), "3".to_owned())])).unwrap();
+        kind(params, Some(&csi::Topology { segments: segments.collect() }))
+    }
+
+    /// Else the scheduler would keep pods off nodes without pools.
     #[test]
-    fn the_largest_volume_fits_on_as_many_nodes_as_it_has_replicas() {
-        let free = [("a".to_owned(), 10), ("a".to_owned(), 30), ("b".to_owned(), 20), ("c".to_owned(), 5)];
-        assert_eq!(largest(&free, 1), 30);
-        assert_eq!(largest(&free, 2), 20);
-        assert_eq!(largest(&free, 3), 5);
-        assert_eq!(largest(&free, 4), 0, "there are three nodes");
+    fn a_pod_may_have_all_there_is_wherever_it_runs() {
+        let of_pod = of(&[CSI_NODE_LABEL, (NODE_NAME_LABEL, "worker-without-pool")]);
+        assert_eq!((of_pod.replicas, of_pod.node, of_pod.node_labels), (3, None, BTreeMap::new()));
+    }
+
+    #[test]
+    fn xc_3_a_part_of_the_nodes_is_asked_about_for_one_replica() {
+        let node = of(&[(NODE_NAME_LABEL, "worker-1")]);
+        assert_eq!((node.replicas, node.node.as_deref()), (1, Some("worker-1")));
+        let zone = of(&[("topology.kubernetes.io/zone", "a")]);
+        assert_eq!((zone.replicas, zone.node_labels["topology.kubernetes.io/zone"].as_str()), (1, "a"));
     }
 }

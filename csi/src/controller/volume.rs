@@ -10,7 +10,7 @@ use crate::host::identity::PRODUCT_NQN_PREFIX;
 use crate::proto::csi;
 
 /// The label of every node that can use volumes.
-const CSI_NODE_LABEL: (&str, &str) = ("openebs.io/csi-node", "mayastor");
+pub(super) const CSI_NODE_LABEL: (&str, &str) = ("openebs.io/csi-node", "mayastor");
 /// The label that names a node.
 pub(super) const NODE_NAME_LABEL: &str = "openebs.io/nodename";
 

@@ -8,8 +8,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::{
-    BlockDevice, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, Replica,
-    Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
+    BlockDevice, Capacity, CapacityBody, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, Replica, Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
 };
 
 /// A call that failed.
@@ -119,6 +118,11 @@ impl Client {
     /// Destroys a pool.
     pub async fn destroy_pool(&self, id: &str) -> Answer<()> {
         self.done(Method::DELETE, &format!("/pools/{id}")).await
+    }
+
+    /// What new volumes of a kind could have now.
+    pub async fn capacity(&self, kind: &CapacityBody) -> Answer<Capacity> {
+        self.call(Method::POST, "/capacity", Some(kind)).await
     }
 
     /// All volumes.

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod capacity;
 mod client;
 mod error;
 mod nexus;
@@ -18,6 +19,7 @@ mod volume;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use capacity::{Capacity, CapacityBody};
 pub use client::{Client, ClientError};
 pub use error::{ErrorKind, RestJsonError};
 pub use nexus::{Child, ChildState, Nexus, NexusSpec, NexusState};

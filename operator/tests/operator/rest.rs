@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_api::{
-    Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology, NodeStatus, NodeTopology,
-    PublishVolumeBody, Republish, SpecStatus, Topology, VolumePolicy, VolumeStatus,
+    CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology, NodeStatus,
+    NodeTopology, PublishVolumeBody, Republish, SpecStatus, Topology, VolumePolicy, VolumeStatus,
 };
 use operator::grpc::registration::Front;
 use operator::leader::{TermParts, lead};
@@ -125,10 +125,37 @@ async fn a_volume_lives_its_whole_life_over_rest() {
     }
     assert_eq!(client.block_devices("a", false).await.unwrap(), [], "it is taken now");
 
+    let kind = CapacityBody {
+        replicas: 2,
+        thin: false,
+        topology: None,
+        node: None,
+        node_labels: Default::default(),
+    };
+    let room = client.capacity(&kind).await.unwrap();
     let body = two_replicas();
     let volume = client.create_volume(V, &body).await.unwrap();
     assert_eq!((volume.spec.status, volume.state.status), (SpecStatus::Created, VolumeStatus::Online));
     assert_eq!(volume.state.replica_topology.len(), 2);
+    let largest = CreateVolumeBody { size: room.maximum_volume_size, thin: false, ..body.clone() };
+    client.destroy_volume(V).await.unwrap();
+    client.create_volume(V, &largest).await.unwrap();
+    let is_left = async |bytes: u64| {
+        let is_seen =
+            async |client: &Client| client.capacity(&kind).await.unwrap().maximum_volume_size == bytes;
+        running.until("the pools to say so", is_seen).await;
+    };
+    is_left(0).await;
+    client.destroy_volume(V).await.unwrap();
+    is_left(room.maximum_volume_size).await;
+    let too_large = CreateVolumeBody { size: largest.size + (1 << 20), ..largest };
+    let error = client.create_volume(V, &too_large).await.unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::ResourceExhausted), "{error}");
+    client.cordon_node("b", "full").await.unwrap();
+    let half = client.capacity(&kind).await.unwrap();
+    assert_eq!((half.available * 2, half.maximum_volume_size), (room.available, 0), "b takes nothing now");
+    client.uncordon_node("b", "full").await.unwrap();
+    client.create_volume(V, &body).await.unwrap();
     let publish = PublishVolumeBody { frontend_node: Some("host".into()), ..PublishVolumeBody::default() };
     let published = client.publish_volume(V, &publish).await.unwrap();
     let target = published.spec.target.unwrap();
