@@ -23,6 +23,9 @@ pub const CONDITION_READY: &str = "Ready";
 pub const CONDITION_ACCEPTED: &str = "Accepted";
 /// Condition type, only while a deletion waits: what it waits for.
 pub const CONDITION_DELETION_BLOCKED: &str = "DeletionBlocked";
+/// Condition type, on a Volume that was made for a claim: no `PersistentVolume` refers to it any more; the reason is why
+/// it is kept.
+pub const CONDITION_ORPHANED: &str = "Orphaned";
 /// Condition type, on a Volume and its Nexus: the target moves to another node as somebody wished; the reason is the
 /// stage. `False` says how it ended.
 pub const CONDITION_MOVING: &str = "Moving";

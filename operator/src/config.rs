@@ -9,6 +9,7 @@ use clap::Parser;
 use crate::chores::Chore;
 use crate::core::{CoreSettings, Limits};
 use crate::engines::EngineSettings;
+use crate::kube::persistent_volumes::SweepSettings;
 use crate::reconcile::ReconcileSettings;
 use crate::scheduler::ThinLimits;
 use crate::volume::view::HealSettings;
@@ -74,6 +75,13 @@ pub struct Args {
     /// Volumes created at once.
     #[arg(long, default_value_t = 10)]
     pub create_volume_limit: usize,
+    /// Volumes whose PersistentVolume is gone are looked for this often, and deleted where CSI made them and the
+    /// PersistentVolume had reclaim policy Delete.
+    #[arg(long, value_parser = duration, default_value = "10m")]
+    pub orphan_vol_gc_period: Duration,
+    /// More than so many are not deleted at once: they are told of, and somebody has to look. 0 deletes none ever.
+    #[arg(long, default_value_t = 10)]
+    pub orphan_vol_gc_max: usize,
     /// How many times over the space of a pool may be promised to thin replicas, in per cent.
     #[arg(long, value_parser = percent, default_value = "250%")]
     pub pool_commitment: u64,
@@ -129,6 +137,11 @@ impl Args {
             limits: Limits { creates: self.create_volume_limit.max(1), ..Limits::default() },
             is_ha_disabled: self.disable_ha,
         }
+    }
+
+    /// When volumes that claims left behind are deleted.
+    pub fn sweep_settings(&self) -> SweepSettings {
+        SweepSettings { period: self.orphan_vol_gc_period, deletes_max: self.orphan_vol_gc_max }
     }
 
     /// How often things are looked at.

@@ -16,6 +16,7 @@ use crate::pool::plan::PoolStep;
 use crate::registry::Registry;
 use crate::volume::Volumes;
 use crate::volume::hosts::{Hosts, ReportedHosts};
+use crate::volume::persistent::PersistentVolumes;
 use crate::volume::plan::{Reason, Step};
 use crate::volume::switchover::Switchovers;
 use crate::volume::view::HealSettings;
@@ -101,6 +102,8 @@ pub struct Core {
     pub settings: CoreSettings,
     /// Which hosts have come to which targets.
     pub(crate) arrivals: Box<dyn Hosts>,
+    /// Which PersistentVolumes refer to which volumes.
+    pub persistent: PersistentVolumes,
     pub(crate) creates: tokio::sync::Semaphore,
     /// What the cluster agent is doing.
     pub(crate) switchovers: Switchovers,
@@ -129,6 +132,7 @@ impl Core {
             engines,
             settings,
             arrivals,
+            persistent: PersistentVolumes::default(),
             creates,
             switchovers: Switchovers::default(),
             volume_notes: Mutex::default(),

@@ -296,6 +296,7 @@ impl Engines {
             id: info.node.clone(),
             endpoint: String::new(),
             labels: BTreeMap::new(),
+            kubernetes_labels: BTreeMap::new(),
             node_nqn: None,
             version: None,
             cordon_labels: std::collections::BTreeSet::new(),

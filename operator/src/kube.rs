@@ -29,6 +29,8 @@ pub mod memory;
 mod merge;
 pub mod nexus;
 pub mod node;
+pub mod node_labels;
+pub mod persistent_volumes;
 pub mod plan;
 pub mod pool;
 pub mod port;

@@ -14,6 +14,7 @@ use operator::config::Args;
 use operator::grpc::registration::Front;
 use operator::kube::Controllers;
 use operator::kube::leads::LeadsLabel;
+use operator::kube::{node_labels, persistent_volumes};
 use operator::leader::{Companion, TermParts, lead};
 use operator::plane::Plane;
 use operator::rest;
@@ -131,6 +132,12 @@ async fn kubernetes(args: &Args) -> anyhow::Result<Vec<Companion>> {
             Box::pin(async move { label.keep(stop).await })
         }));
     }
+    let nodes_of = client.clone();
+    companions.push(Arc::new(move |core, stop| Box::pin(node_labels::follow(nodes_of.clone(), core, stop))));
+    let (volumes_of, sweep) = (client.clone(), args.sweep_settings());
+    companions.push(Arc::new(move |core, stop| {
+        Box::pin(persistent_volumes::follow(volumes_of.clone(), core, sweep, stop))
+    }));
     companions.push(Arc::new(move |core, stop| {
         let plane = Plane::new(core, &namespace);
         let controllers = Controllers::new(client.clone(), &namespace, &instance, plane.clone());

@@ -1,5 +1,7 @@
 //! Nodes: the verbs a caller has.
 
+use std::collections::BTreeMap;
+
 use engine_api::BlockDevice;
 
 use crate::core::Core;
@@ -49,7 +51,7 @@ impl<'a> Nodes<'a> {
 
     /// Keeps new things off a node, under a name. [`ErrorKind::FailedPrecondition`] when it has that name already.
     pub async fn cordon(self, id: &str, label: &str) -> Result<NodeRecord> {
-        self.change_cordon(id, "cordoning", |spec| {
+        self.change(id, "cordoning", |spec| {
             if spec.cordon_labels.insert(label.to_owned()) {
                 return Ok(());
             }
@@ -60,7 +62,7 @@ impl<'a> Nodes<'a> {
 
     /// Takes a name off; the node is free when the last is gone.
     pub async fn uncordon(self, id: &str, label: &str) -> Result<NodeRecord> {
-        self.change_cordon(id, "uncordoning", |spec| {
+        self.change(id, "uncordoning", |spec| {
             if spec.cordon_labels.remove(label) {
                 return Ok(());
             }
@@ -71,7 +73,7 @@ impl<'a> Nodes<'a> {
 
     /// Sets a label. [`ErrorKind::FailedPrecondition`] when it has another value and `overwrite` is not said.
     pub async fn set_label(self, id: &str, key: &str, value: &str, overwrite: bool) -> Result<NodeRecord> {
-        self.change_cordon(id, "labelling", |spec| match spec.labels.get(key) {
+        self.change(id, "labelling", |spec| match spec.labels.get(key) {
             Some(found) if found == value => {
                 Err(ServiceError::new(ErrorKind::AlreadyExists, format!("node {id} has label {key}={value}")))
             }
@@ -86,7 +88,35 @@ impl<'a> Nodes<'a> {
         .await
     }
 
-    async fn change_cordon(
+    /// Removes a label that was set here. [`ErrorKind::FailedPrecondition`] when there is none.
+    pub async fn remove_label(self, id: &str, key: &str) -> Result<NodeRecord> {
+        self.change(id, "unlabelling", |spec| {
+            if spec.labels.remove(key).is_some() {
+                return Ok(());
+            }
+            let text = match spec.kubernetes_labels.get(key) {
+                Some(value) => format!("node {id} has label {key}={value} from Kubernetes: remove it there"),
+                None => format!("node {id} has no label {key}"),
+            };
+            Err(ServiceError::precondition(text))
+        })
+        .await
+    }
+
+    /// Replaces the labels that Kubernetes gives it.
+    pub async fn set_kubernetes_labels(
+        self,
+        id: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<NodeRecord> {
+        self.change(id, "taking over labels", |spec| {
+            spec.kubernetes_labels = labels;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn change(
         self,
         id: &str,
         what: &'static str,

@@ -30,6 +30,7 @@ use crate::registry::{
     Authority, MirrorNote, MirrorRecord, NodeSpec, ObjectKey, Origin, PoolSpec, SpecStatus, VolumeSpec,
 };
 use crate::volume::apply::VOLUME_CR;
+use crate::volume::persistent::Use;
 use crate::volume::{PublishVolume, detached};
 
 /// How many changes a slow controller may lag behind before it looks at everything.
@@ -390,6 +391,13 @@ impl ControlPlane for Plane {
             return Err(Refusal { kind: RefusalKind::Precondition, reason: "Published".into(), message });
         }
         let id = spec.uuid;
+        // The plan looked a while ago (SAFETY C2).
+        if let Use::By(names) = self.core.persistent.use_of(id)
+            && let Some(first) = names.first()
+        {
+            let message = format!("PersistentVolume {first} refers to it: delete its claim");
+            return Err(Refusal { kind: RefusalKind::Precondition, reason: "InUse".into(), message });
+        }
         let gone = detached(self.core.clone(), move |core| async move { core.volumes().destroy(id).await });
         gone.await.map_err(refused)
     }

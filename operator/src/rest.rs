@@ -121,6 +121,8 @@ impl From<QueryRejection> for Failure {
         nodes::block_devices,
         nodes::cordon,
         nodes::uncordon,
+        nodes::label,
+        nodes::unlabel,
         nodes::pools,
         nodes::replicas,
         nodes::nexuses,
@@ -183,6 +185,7 @@ pub fn router(terms: Terms) -> Router {
         .route("/v0/nodes/{id}", get(nodes::one))
         .route("/v0/nodes/{id}/block_devices", get(nodes::block_devices))
         .route("/v0/nodes/{id}/cordon/{label}", put(nodes::cordon).delete(nodes::uncordon))
+        .route("/v0/nodes/{id}/label/{*label}", put(nodes::label).delete(nodes::unlabel))
         .route("/v0/nodes/{id}/pools", get(nodes::pools))
         .route("/v0/nodes/{id}/replicas", get(nodes::replicas))
         .route("/v0/nodes/{id}/nexuses", get(nodes::nexuses))

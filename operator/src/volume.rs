@@ -11,6 +11,7 @@ pub mod growth;
 pub mod hosts;
 mod inherit;
 pub(crate) mod observe;
+pub mod persistent;
 pub mod plan;
 pub mod republish;
 pub mod status;

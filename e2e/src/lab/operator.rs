@@ -42,6 +42,7 @@ impl OperatorNode {
             ("--store-lease-ttl", "5s".to_owned()),
             ("--cache-period", "1s".to_owned()),
             ("--reconcile-period", "5s".to_owned()),
+            ("--orphan-vol-gc-period", "2s".to_owned()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value])

@@ -100,6 +100,17 @@ impl Client {
         self.call(Method::DELETE, &format!("/nodes/{node}/cordon/{label}"), None::<&()>).await
     }
 
+    /// Gives a node a label. Another value than it has is refused unless `overwrite` is said.
+    pub async fn label_node(&self, node: &str, key: &str, value: &str, overwrite: bool) -> Answer<Node> {
+        let path = format!("/nodes/{node}/label/{key}={value}?overwrite={overwrite}");
+        self.call(Method::PUT, &path, None::<&()>).await
+    }
+
+    /// Takes a label off a node.
+    pub async fn unlabel_node(&self, node: &str, key: &str) -> Answer<Node> {
+        self.call(Method::DELETE, &format!("/nodes/{node}/label/{key}"), None::<&()>).await
+    }
+
     /// All pools.
     pub async fn pools(&self) -> Answer<Vec<Pool>> {
         self.get("/pools").await

@@ -1,7 +1,9 @@
 //! Conditions of a status.
 
 use crds::Condition;
-use crds::names::{CONDITION_DELETION_BLOCKED, CONDITION_MOVING, CONDITION_SWITCHING_OVER};
+use crds::names::{
+    CONDITION_DELETION_BLOCKED, CONDITION_MOVING, CONDITION_ORPHANED, CONDITION_SWITCHING_OVER,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -114,7 +116,7 @@ pub(crate) fn event_reason(condition: &Condition) -> &str {
 pub(crate) fn is_good(condition: &Condition) -> bool {
     let is_true = condition.status == "True";
     match &*condition.type_ {
-        CONDITION_DELETION_BLOCKED => !is_true,
+        CONDITION_DELETION_BLOCKED | CONDITION_ORPHANED => !is_true,
         CONDITION_SWITCHING_OVER => !is_true && ["Successful", "Done"].contains(&&*condition.reason),
         CONDITION_MOVING => is_true || condition.reason == "Done",
         _ => is_true,

@@ -126,6 +126,10 @@ pub struct VolumeObject {
     pub usage: Option<Usage>,
     /// PersistentVolumes that refer to it, by name.
     pub persistent_volumes: Vec<String>,
+    /// They have not been listed yet.
+    pub is_use_unknown: bool,
+    /// It was made for a claim, no `PersistentVolume` refers to it any more, and it is kept.
+    pub orphaned: Option<Problem>,
     /// What is becoming of its target: at most one that was wished for and one that was not.
     pub transitions: Vec<Transition>,
     /// What keeps it from being as asked for.

@@ -181,7 +181,7 @@ impl<P: ControlPlane> Controllers<P> {
 }
 
 /// [`WATCH_PAUSE`] again and again.
-struct SteadyPause;
+pub(super) struct SteadyPause;
 
 impl Iterator for SteadyPause {
     type Item = Duration;

@@ -1,6 +1,6 @@
 //! Volumes.
 
-use crds::names::{CONDITION_READY, VOLUME_FINALIZER};
+use crds::names::{CONDITION_ORPHANED, CONDITION_READY, VOLUME_FINALIZER};
 use crds::volume::{
     ChildState, DeletionPolicy, Policy, Publish, ReplicaState, ReplicaStatus, TargetState, TargetStatus,
     Topology, VolumeState, VolumeStatus,
@@ -10,10 +10,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::Value;
 
-use super::condition::{Say, set, transition_conditions};
+use super::condition::{Say, clear, set, transition_conditions};
 use super::plan::{Managed, Verb, View, Wish, ensure_current};
 use super::pool::{common_conditions, counted, without_object};
-use super::port::{ControlPlane, Key, Kind, Refusal, RefusalKind, Standing, VolumeObject};
+use super::port::{ControlPlane, Key, Kind, Problem, Refusal, RefusalKind, Standing, VolumeObject};
 
 /// One thing of a volume that shall change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,12 @@ impl Managed for Volumes {
             );
         }
         match object.persistent_volumes.as_slice() {
+            [] if object.is_use_unknown => blocked(
+                "UseUnknown",
+                "PersistentVolumes have not been listed yet: one may refer to it. Where this stays, look at the \
+                 operator's log"
+                    .to_owned(),
+            ),
             [] => None,
             [first, ..] => {
                 blocked("InUse", format!("PersistentVolume {first} refers to it: delete its claim"))
@@ -119,6 +125,13 @@ impl Managed for Volumes {
         common_conditions(&mut status.conditions, view, refusals, now);
         let transitions = view.object().map(|object| &*object.transitions).unwrap_or_default();
         transition_conditions(&mut status.conditions, transitions, view.generation(), now);
+        match view.object().and_then(|object| object.orphaned.as_ref()) {
+            Some(Problem { reason, message }) => {
+                let say = Say { type_: CONDITION_ORPHANED, is_true: Some(true), reason, message };
+                set(&mut status.conditions, &say, view.generation(), now);
+            }
+            None => clear(&mut status.conditions, CONDITION_ORPHANED),
+        }
         let ready = ready(view, refusals);
         let say = Say { type_: CONDITION_READY, is_true: ready.0, reason: &ready.1, message: &ready.2 };
         set(&mut status.conditions, &say, view.generation(), now);

@@ -39,7 +39,7 @@ pub(super) fn object(plane: &Plane, record: NodeRecord) -> NodeObject {
             version: spec.version.clone(),
             addresses: address.into_iter().collect(),
             node_nqn: Some(spec.host_nqn()),
-            labels: spec.labels.clone(),
+            labels: spec.all_labels(),
             schedulable: status == NodeStatus::Online && !spec.is_cordoned(),
             cordons: spec.cordon_labels.iter().cloned().collect(),
             drain: None,

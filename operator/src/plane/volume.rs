@@ -18,6 +18,7 @@ use crate::registry::{
     HostAcl, Origin, SpecStatus, TargetSpec, Topology, VolumeOperation, VolumePolicy, VolumeSpec,
 };
 use crate::volume::CreateVolume;
+use crate::volume::persistent::Use;
 use crate::volume::status::{VolumeStatus, status};
 use crate::volume::switchover::Switchover;
 use crate::volume::view::{Presence, ReplicaView, VolumeView};
@@ -172,6 +173,7 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
         view.replicas.iter().filter(|r| r.spec.status != SpecStatus::Deleting).collect();
     let allocated = |r: &&ReplicaView| r.presence.here().map_or(0, |shown| shown.usage.allocated_bytes);
     let largest = live.iter().map(allocated).max().unwrap_or(0);
+    let used = plane.core.persistent.use_of(spec.uuid);
     VolumeObject {
         spec: cr_spec(spec),
         growing_from: spec.growing_from,
@@ -192,7 +194,16 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
             allocated_bytes: largest,
             total_bytes: live.iter().map(allocated).sum(),
         }),
-        persistent_volumes: Vec::new(),
+        is_use_unknown: used == Use::Unknown,
+        persistent_volumes: match used {
+            Use::By(names) => names,
+            Use::Unknown => Vec::new(),
+        },
+        orphaned: plane
+            .core
+            .persistent
+            .orphaned(spec.uuid)
+            .map(|why| Problem { reason: format!("{why:?}"), message: why.to_string() }),
         transitions: transitions(plane, spec),
         problem: plane.registry_problem().or_else(|| problem(plane, spec.uuid)),
     }

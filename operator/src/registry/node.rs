@@ -12,9 +12,12 @@ pub struct NodeSpec {
     pub id: String,
     /// `address:port` of its engine's gRPC listener.
     pub endpoint: String,
-    /// Labels that placement may ask for.
+    /// Labels that somebody gave it here.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Labels that Kubernetes' node of this name had when it was last seen.
+    #[serde(default)]
+    pub kubernetes_labels: BTreeMap<String, String>,
     /// NVMe host name its engine uses as initiator.
     #[serde(default)]
     pub node_nqn: Option<String>,
@@ -30,6 +33,13 @@ impl NodeSpec {
     /// Host name of its engine as initiator; the one derived from its name where it gave none.
     pub fn host_nqn(&self) -> String {
         self.node_nqn.clone().unwrap_or_else(|| engine_api::node_host_nqn(&self.id))
+    }
+
+    /// Labels that placement may ask for: what was said here goes before what Kubernetes says.
+    pub fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.kubernetes_labels.clone();
+        labels.extend(self.labels.clone());
+        labels
     }
 
     /// Whether nothing new may be placed on it.

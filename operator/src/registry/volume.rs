@@ -54,6 +54,9 @@ pub struct VolumeSpec {
     /// Somebody asked for its end: its CR is told so. Not set when a creation is taken back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_discarded: bool,
+    /// The `PersistentVolume` of it that was seen going, with reclaim policy Delete (SAFETY C6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaimed_with: Option<String>,
     /// Targets that another one has replaced, oldest first, until they are gone. They do not serve any more, or are
     /// being kept from it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -93,6 +96,7 @@ impl VolumeSpec {
             operation: None,
             health_from: None,
             mirror: None,
+            reclaimed_with: None,
             replaced: Vec::new(),
             moving: None,
             is_free: false,

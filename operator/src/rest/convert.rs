@@ -19,6 +19,7 @@ use crate::volume::view::{Presence, ReplicaView, VolumeView};
 
 pub(super) fn node(record: NodeRecord) -> api::Node {
     let NodeRecord { spec, state } = record;
+    let labels = spec.all_labels();
     let state = state.map(|state| api::NodeState {
         grpc_endpoint: spec.endpoint.clone(),
         id: spec.id.clone(),
@@ -34,7 +35,7 @@ pub(super) fn node(record: NodeRecord) -> api::Node {
         spec: Some(api::NodeSpec {
             grpc_endpoint: spec.endpoint,
             id: spec.id,
-            labels: spec.labels,
+            labels,
             cordon_labels: spec.cordon_labels.into_iter().collect(),
             node_nqn: spec.node_nqn,
             version: spec.version,
@@ -351,7 +352,7 @@ fn topology(topology: &Topology) -> Option<api::Topology> {
         Some(api::NodeTopology::Labelled(api::LabelledTopology {
             exclusion,
             inclusion,
-            affinitykey: Vec::new(),
+            affinitykey: list(&topology.node_affinity),
         }))
     } else {
         None

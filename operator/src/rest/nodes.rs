@@ -1,10 +1,14 @@
 //! `/nodes`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use control_api::{BlockDevice, Nexus, Node, Pool, Replica, RestJsonError};
 use serde::Deserialize;
 
 use super::{Answer, Leading, Path, Query, convert};
+use crate::core::Core;
+use crate::error::ServiceError;
 use crate::volume::detached;
 
 /// Lists the nodes.
@@ -53,6 +57,34 @@ pub(super) async fn uncordon(
     Path((id, label)): Path<(String, String)>,
 ) -> Answer<Node> {
     let node = detached(core, |core| async move { core.nodes().uncordon(&id, &label).await }).await?;
+    Ok(Json(convert::node(node)))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Overwrite {
+    #[serde(default)]
+    overwrite: bool,
+}
+
+/// Gives a node a label, `key=value`. Labels that Kubernetes' node has are there already.
+#[utoipa::path(put, path = "/v0/nodes/{id}/label/{label}", params(("id" = String, Path), ("label" = String, Path, description = "key=value"), ("overwrite" = Option<bool>, Query)), responses((status = 200, body = Node), (status = 400, body = RestJsonError), (status = 412, body = RestJsonError), (status = 422, body = RestJsonError)))]
+pub(super) async fn label(
+    Leading(core): Leading,
+    Path((id, label)): Path<(String, String)>,
+    Query(Overwrite { overwrite }): Query<Overwrite>,
+) -> Answer<Node> {
+    let (key, value) = match label.split_once('=') {
+        Some((key, value)) if !key.is_empty() => (key.to_owned(), value.to_owned()),
+        _ => return Err(ServiceError::invalid(format!("{label:?} is not key=value")).into()),
+    };
+    let set = |core: Arc<Core>| async move { core.nodes().set_label(&id, &key, &value, overwrite).await };
+    Ok(Json(convert::node(detached(core, set).await?)))
+}
+
+/// Takes a label off a node.
+#[utoipa::path(delete, path = "/v0/nodes/{id}/label/{key}", params(("id" = String, Path), ("key" = String, Path)), responses((status = 200, body = Node), (status = 412, body = RestJsonError)))]
+pub(super) async fn unlabel(Leading(core): Leading, Path((id, key)): Path<(String, String)>) -> Answer<Node> {
+    let node = detached(core, |core| async move { core.nodes().remove_label(&id, &key).await }).await?;
     Ok(Json(convert::node(node)))
 }
 

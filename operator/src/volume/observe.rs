@@ -150,7 +150,7 @@ fn node_views(inner: &Inner) -> BTreeMap<String, NodeView> {
             let view = NodeView {
                 status: status.unwrap_or(NodeStatus::Unknown),
                 host_nqn: node.host_nqn(),
-                labels: node.labels.clone(),
+                labels: node.all_labels(),
             };
             (node.id.clone(), view)
         })
@@ -200,7 +200,7 @@ fn pool_candidate(inner: &Inner, spec: &PoolSpec, growing: &BTreeMap<Uuid, u64>)
     PoolCandidate {
         pool: spec.id.clone(),
         node: spec.node.clone(),
-        node_labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
+        node_labels: node.map(NodeSpec::all_labels).unwrap_or_default(),
         node_status: inner.states.node(&spec.node).map_or(NodeStatus::Unknown, |state| state.status),
         node_cordons: node.map(|node| node.cordon_labels.clone()).unwrap_or_default(),
         labels: spec.labels.clone(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_api::{
-    CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology, NodeStatus,
-    NodeTopology, PublishVolumeBody, Republish, SpecStatus, Topology, VolumePolicy, VolumeStatus,
+    CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology,
+    LabelledTopology, NodeStatus, NodeTopology, PublishVolumeBody, Republish, SpecStatus, Topology,
+    VolumePolicy, VolumeStatus,
 };
 use operator::grpc::registration::Front;
 use operator::leader::{TermParts, lead};
@@ -268,6 +269,39 @@ async fn refusals_carry_their_kind_their_status_and_the_reason() {
         Some(Topology { node_topology: Some(NodeTopology::Explicit(elsewhere)), pool_topology: None });
     let error = client.create_volume(V, &one).await.unwrap_err();
     assert!(error.to_string().contains("node_allowed"), "{error}");
+}
+
+/// Without Kubernetes a node has the zone that somebody gives it.
+#[tokio::test]
+async fn replicas_are_spread_over_zones_that_were_given_over_rest() {
+    const ZONE: &str = "topology.kubernetes.io/zone";
+    let running = Running::start(&["a", "b", "c"]).await;
+    let client = &running.client;
+    for (node, zone) in [("a", "1"), ("b", "1"), ("c", "2")] {
+        client.create_pool(node, &format!("pool-{node}"), &disk()).await.unwrap();
+        let labelled = client.label_node(node, ZONE, zone, false).await.unwrap();
+        assert_eq!(labelled.spec.unwrap().labels[ZONE], zone);
+    }
+    let other = client.label_node("a", ZONE, "3", false).await.unwrap_err();
+    assert_eq!(other.kind(), Some(ErrorKind::FailedPrecondition), "{other}");
+    let spread = LabelledTopology {
+        exclusion: [(ZONE.to_owned(), String::new())].into(),
+        ..LabelledTopology::default()
+    };
+    let topology = Topology { node_topology: Some(NodeTopology::Labelled(spread)), pool_topology: None };
+    let body = CreateVolumeBody { topology: Some(topology), ..two_replicas() };
+    let volume = client.create_volume(V, &body).await.unwrap();
+    let nodes: Vec<_> =
+        volume.state.replica_topology.values().filter_map(|replica| replica.node.as_deref()).collect();
+    assert!(nodes.contains(&"c"), "{nodes:?}");
+    let error = client.set_replica_count(V, 3).await.unwrap_err();
+    assert!(error.to_string().contains("node_spread"), "{error}");
+    client.label_node("a", ZONE, "3", true).await.unwrap();
+    client.label_node("b", ZONE, "4", true).await.unwrap();
+    client.set_replica_count(V, 3).await.unwrap();
+    assert_eq!(client.unlabel_node("a", ZONE).await.unwrap().spec.unwrap().labels, [].into());
+    let twice = client.unlabel_node("a", ZONE).await.unwrap_err();
+    assert_eq!(twice.kind(), Some(ErrorKind::FailedPrecondition), "{twice}");
 }
 
 #[tokio::test]
