@@ -8,6 +8,7 @@ use engine_api::Connect;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::app_node::AppNodes;
 use crate::backoff::Bars;
 use crate::engines::{EngineSettings, Engines};
 use crate::node::Nodes;
@@ -153,6 +154,11 @@ impl Core {
     /// Nodes.
     pub fn nodes(&self) -> Nodes<'_> {
         Nodes::new(self)
+    }
+
+    /// Nodes whose applications use volumes.
+    pub fn app_nodes(&self) -> AppNodes<'_> {
+        AppNodes::new(self)
     }
 
     pub(crate) fn volume_notes(&self) -> MutexGuard<'_, BTreeMap<Uuid, VolumeNotes>> {

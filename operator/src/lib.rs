@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app_node;
 pub mod backoff;
 pub mod chores;
 pub mod config;

@@ -14,6 +14,7 @@
 //!
 //! Deliberately absent: decisions (services have plans) and calls to engines (see [`crate::engines`]).
 
+mod app_node;
 pub mod guard;
 mod identity;
 pub mod intent;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+pub use app_node::AppNodeSpec;
 pub use guard::{GUARD_WAIT, Guard, Guards, ObjectKey};
 pub use identity::{Authority, RegistryIdentity, authority};
 pub use mirror::{MirrorNote, MirrorRecord};
@@ -68,6 +70,7 @@ pub struct Inner {
     replicas: Table<ReplicaSpec>,
     nexuses: Table<NexusSpec>,
     nodes: Table<NodeSpec>,
+    app_nodes: Table<AppNodeSpec>,
     identities: Table<RegistryIdentity>,
     mirrors: Table<MirrorRecord>,
     /// Objects that are being written, or whose last write has an unknown outcome, by (type, id).
@@ -134,6 +137,7 @@ registered! {
     ReplicaSpec, replicas, replica => Some(ObjectKey::Volume(replica.volume));
     NexusSpec, nexuses, nexus => Some(ObjectKey::Volume(nexus.volume));
     NodeSpec, nodes, node => Some(ObjectKey::Node(node.id.clone()));
+    AppNodeSpec, app_nodes, _node => None;
     RegistryIdentity, identities, _identity => None;
     MirrorRecord, mirrors, _mirror => None;
 }
@@ -168,6 +172,7 @@ impl Registry {
             replicas: load(&objects).await?,
             nexuses: load(&objects).await?,
             nodes: load(&objects).await?,
+            app_nodes: load(&objects).await?,
             identities,
             mirrors: load(&objects).await?,
             in_doubt: BTreeMap::new(),
@@ -352,6 +357,7 @@ impl Registry {
                 ReplicaSpec::KIND => self.reload::<ReplicaSpec>(&id).await?,
                 NexusSpec::KIND => self.reload::<NexusSpec>(&id).await?,
                 NodeSpec::KIND => self.reload::<NodeSpec>(&id).await?,
+                AppNodeSpec::KIND => self.reload::<AppNodeSpec>(&id).await?,
                 MirrorRecord::KIND => self.reload::<MirrorRecord>(&id).await?,
                 _ => self.reload::<RegistryIdentity>(&id).await?,
             }

@@ -3,9 +3,11 @@
 //!
 //! Only the leader answers; a follower answers 503 with kind `Unavailable`, and the client asks another.
 
+mod app_nodes;
 mod capacity;
 mod convert;
 mod nodes;
+mod page;
 mod pools;
 mod volumes;
 
@@ -115,6 +117,10 @@ impl From<QueryRejection> for Failure {
 #[openapi(
     info(title = "Mayastor RESTful API", version = "v0"),
     paths(
+        app_nodes::list,
+        app_nodes::one,
+        app_nodes::register,
+        app_nodes::deregister,
         capacity::capacity,
         nodes::list,
         nodes::one,
@@ -199,6 +205,11 @@ pub fn router(terms: Terms) -> Router {
         .route("/v0/volumes/{id}/paths/{nexus}", put(volumes::report_path))
         .route("/v0/volumes/{id}/replica_count/{count}", put(volumes::replica_count))
         .route("/v0/volumes/{id}/size", put(volumes::resize))
+        .route("/v0/app-nodes", get(app_nodes::list))
+        .route(
+            "/v0/app-nodes/{id}",
+            get(app_nodes::one).put(app_nodes::register).delete(app_nodes::deregister),
+        )
         .route("/v0/capacity", post(capacity::capacity))
         .route("/v0/nexuses", get(volumes::nexuses))
         .route("/v0/nexuses/{id}", get(volumes::one_nexus))

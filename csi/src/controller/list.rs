@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use control_api::{SpecStatus, Volume};
 use tonic::Status;
+use uuid::Uuid;
 
 use super::ControllerService;
 use super::volume::{condition, existing_id, published_nodes, shape};
@@ -19,21 +20,23 @@ impl ControllerService {
         let max_entries = u64::try_from(request.max_entries).map_err(|_| {
             Status::invalid_argument(format!("max_entries is negative: {}", request.max_entries))
         })?;
-        let starting_token = match request.starting_token.as_str() {
-            "" => 0,
-            token => token
-                .parse()
-                .map_err(|_| Status::aborted(format!("starting_token {token:?} is none of ours")))?,
+        // The volume that the page before ended with: nothing is missed when it, or one before it, goes meanwhile.
+        let after = match request.starting_token.as_str() {
+            "" => None,
+            token => Some(
+                Uuid::try_parse(token)
+                    .map_err(|_| Status::aborted(format!("starting_token {token:?} is none of ours")))?,
+            ),
         };
-        let page =
-            self.client.volumes_page(max_entries, starting_token).await.map_err(|error| status(&error))?;
+        let page = self.client.volumes_after(max_entries, after).await.map_err(|error| status(&error))?;
         let entries = page
             .entries
             .iter()
             .filter(|volume| volume.spec.status == SpecStatus::Created)
             .map(entry)
             .collect();
-        let next_token = page.next_token.map(|token| token.to_string()).unwrap_or_default();
+        let last = page.entries.last().filter(|_| page.next_token.is_some());
+        let next_token = last.map(|volume| volume.spec.uuid.to_string()).unwrap_or_default();
         Ok(csi::ListVolumesResponse { entries, next_token })
     }
 

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::{
-    BlockDevice, Capacity, CapacityBody, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, Replica, Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
+    AppNode, AppNodes, BlockDevice, Capacity, CapacityBody, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, RegisterAppNode, Replica, Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
 };
 
 /// A call that failed.
@@ -136,12 +136,47 @@ impl Client {
         self.call(Method::POST, "/capacity", Some(kind)).await
     }
 
-    /// All volumes.
-    pub async fn volumes(&self) -> Answer<Volumes> {
-        self.get("/volumes").await
+    /// A page of the nodes whose applications use volumes: at most `max_entries` (0: as many as a page may have), from
+    /// where [`AppNodes::next_token`] of the page before says.
+    pub async fn app_nodes_page(&self, max_entries: u64, starting_token: u64) -> Answer<AppNodes> {
+        self.get(&format!("/app-nodes?max_entries={max_entries}&starting_token={starting_token}")).await
     }
 
-    /// A page of the volumes: at most `max_entries` (0: all), from where [`Volumes::next_token`] of the page before says.
+    /// One of them.
+    pub async fn app_node(&self, id: &str) -> Answer<AppNode> {
+        self.get(&format!("/app-nodes/{id}")).await
+    }
+
+    /// Registers such a node. Can be repeated.
+    pub async fn register_app_node(&self, id: &str, spec: &RegisterAppNode) -> Answer<()> {
+        self.send(&Method::PUT, &format!("/app-nodes/{id}"), Some(spec)).await.map(drop)
+    }
+
+    /// Forgets such a node; one that is not registered is forgotten.
+    pub async fn deregister_app_node(&self, id: &str) -> Answer<()> {
+        self.done(Method::DELETE, &format!("/app-nodes/{id}")).await
+    }
+
+    /// All volumes, read page by page.
+    pub async fn volumes(&self) -> Answer<Volumes> {
+        let mut all = Volumes::default();
+        loop {
+            let page = self.volumes_after(0, all.entries.last().map(|volume| volume.spec.uuid)).await?;
+            all.entries.extend(page.entries);
+            if page.next_token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// A page of the volumes: at most `max_entries` (0: as many as a page may have), after the one of this id. Unlike a
+    /// token, an id misses nothing when volumes go meanwhile. There is more where [`Volumes::next_token`] is set.
+    pub async fn volumes_after(&self, max_entries: u64, after: Option<Uuid>) -> Answer<Volumes> {
+        let after = after.map(|id| format!("&after={id}")).unwrap_or_default();
+        self.get(&format!("/volumes?max_entries={max_entries}{after}")).await
+    }
+
+    /// A page of the volumes: at most `max_entries` (0: as many as a page may have), from where [`Volumes::next_token`] of the page before says.
     pub async fn volumes_page(&self, max_entries: u64, starting_token: u64) -> Answer<Volumes> {
         self.get(&format!("/volumes?max_entries={max_entries}&starting_token={starting_token}")).await
     }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod app_node;
 mod capacity;
 mod client;
 mod error;
@@ -19,6 +20,7 @@ mod volume;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use app_node::{AppNode, AppNodeSpec, AppNodes, RegisterAppNode};
 pub use capacity::{Capacity, CapacityBody};
 pub use client::{Client, ClientError};
 pub use error::{ErrorKind, RestJsonError};

@@ -94,7 +94,7 @@ impl Follower {
                 // A watcher does not end.
                 Ok(None) => return,
                 Err(error) => {
-                    debug!(error = %chain(&error), "watch of PersistentVolumes broke, trying again")
+                    debug!(error = %chain(&error), "watch of PersistentVolumes broke, trying again");
                 }
             }
         }

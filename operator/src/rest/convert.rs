@@ -11,8 +11,8 @@ use crate::engines::watchdog::NodeStatus;
 use crate::error::{Result, ServiceError};
 use crate::node::NodeRecord;
 use crate::registry::{
-    HostAcl, NexusSpec, PoolSpec, ReplicaSpec, SpecStatus, Topology, VolumeOperation, VolumePolicy,
-    VolumeSpec,
+    AppNodeSpec, HostAcl, NexusSpec, PoolSpec, ReplicaSpec, SpecStatus, Topology, VolumeOperation,
+    VolumePolicy, VolumeSpec,
 };
 use crate::volume::status::{VolumeStatus, status};
 use crate::volume::view::{Presence, ReplicaView, VolumeView};
@@ -42,6 +42,12 @@ pub(super) fn node(record: NodeRecord) -> api::Node {
         }),
         state,
     }
+}
+
+pub(super) fn app_node(spec: AppNodeSpec) -> api::AppNode {
+    let AppNodeSpec { id, endpoint, labels } = spec;
+    let labels = (!labels.is_empty()).then_some(labels);
+    api::AppNode { id: id.clone(), spec: api::AppNodeSpec { id, endpoint, labels } }
 }
 
 pub(super) fn block_device(device: engine::BlockDevice) -> api::BlockDevice {

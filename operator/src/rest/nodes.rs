@@ -6,15 +6,16 @@ use axum::Json;
 use control_api::{BlockDevice, Nexus, Node, Pool, Replica, RestJsonError};
 use serde::Deserialize;
 
+use super::page::PageQuery;
 use super::{Answer, Leading, Path, Query, convert};
 use crate::core::Core;
 use crate::error::ServiceError;
 use crate::volume::detached;
 
 /// Lists the nodes.
-#[utoipa::path(get, path = "/v0/nodes", responses((status = 200, body = Vec<Node>), (status = 503, body = RestJsonError)))]
-pub(super) async fn list(Leading(core): Leading) -> Answer<Vec<Node>> {
-    Ok(Json(core.nodes().list().into_iter().map(convert::node).collect()))
+#[utoipa::path(get, path = "/v0/nodes", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Node>), (status = 503, body = RestJsonError)))]
+pub(super) async fn list(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Node>> {
+    Ok(Json(page.array(core.nodes().list()).into_iter().map(convert::node).collect()))
 }
 
 /// One node.

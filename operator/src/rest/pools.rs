@@ -4,15 +4,16 @@ use axum::Json;
 use axum::http::StatusCode;
 use control_api::{CreatePoolBody, Pool, RestJsonError};
 
-use super::{Answer, Body, Failure, Leading, Path, convert};
+use super::page::PageQuery;
+use super::{Answer, Body, Failure, Leading, Path, Query, convert};
 use crate::error::ServiceError;
 use crate::pool::CreatePool;
 use crate::volume::detached;
 
 /// Lists the pools: those the registry knows and those that only an engine shows.
-#[utoipa::path(get, path = "/v0/pools", responses((status = 200, body = Vec<Pool>), (status = 503, body = RestJsonError)))]
-pub(super) async fn list(Leading(core): Leading) -> Answer<Vec<Pool>> {
-    Ok(Json(convert::pools(&core, |_| true)))
+#[utoipa::path(get, path = "/v0/pools", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Pool>), (status = 503, body = RestJsonError)))]
+pub(super) async fn list(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Pool>> {
+    Ok(Json(page.array(convert::pools(&core, |_| true))))
 }
 
 /// One pool.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::page::PageQuery;
 use super::{Answer, Body, Failure, Leading, Path, Query, convert};
 use crate::core::Core;
 use crate::error::ServiceError;
@@ -20,27 +21,30 @@ use crate::volume::republish::Republish;
 use crate::volume::{CreateVolume, PublishVolume, detached};
 
 #[derive(Deserialize)]
-pub(super) struct PageQuery {
-    max_entries: Option<usize>,
-    #[serde(default)]
-    starting_token: usize,
+pub(super) struct Which {
+    /// Only this one.
     volume_id: Option<Uuid>,
+    /// Only those after this one.
+    after: Option<Uuid>,
 }
 
-/// Lists the volumes, all or page by page.
-#[utoipa::path(get, path = "/v0/volumes", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query), ("volume_id" = Option<Uuid>, Query)), responses((status = 200, body = Volumes), (status = 503, body = RestJsonError)))]
-pub(super) async fn list(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Volumes> {
-    if let Some(id) = page.volume_id {
+/// Lists the volumes page by page, in the order of their ids.
+#[utoipa::path(get, path = "/v0/volumes", params(("max_entries" = Option<u64>, Query, description = "at most so many; a page has 1000 at most"), ("starting_token" = Option<u64>, Query, description = "where the page before ended"), ("after" = Option<Uuid>, Query, description = "instead of a token: the last volume of the page before, which may be gone"), ("volume_id" = Option<Uuid>, Query)), responses((status = 200, body = Volumes), (status = 503, body = RestJsonError)))]
+pub(super) async fn list(
+    Leading(core): Leading,
+    Query(page): Query<PageQuery>,
+    Query(which): Query<Which>,
+) -> Answer<Volumes> {
+    if let Some(id) = which.volume_id {
         core.volumes().get(id)?;
         return Ok(Json(Volumes { entries: vec![convert::volume(&core, id)?], next_token: None }));
     }
-    let all = core.volumes().list();
-    // 0 asks for everything, as absent does.
-    let limit = page.max_entries.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-    let end = page.starting_token.saturating_add(limit);
-    let wanted = all.iter().skip(page.starting_token).take(limit);
-    let entries = wanted.filter_map(|spec| convert::volume(&core, spec.uuid).ok()).collect();
-    let next_token = (end < all.len()).then_some(end as u64);
+    let mut all: Vec<Uuid> = core.volumes().list().into_iter().map(|spec| spec.uuid).collect();
+    all.sort_unstable();
+    all.retain(|id| which.after.is_none_or(|after| *id > after));
+    let (ids, next_token) = page.page(all);
+    // One that goes in this moment is left out.
+    let entries = ids.into_iter().filter_map(|id| convert::volume(&core, id).ok()).collect();
     Ok(Json(Volumes { entries, next_token }))
 }
 
@@ -211,9 +215,9 @@ pub(super) async fn resize(
 }
 
 /// Lists the nexuses that engines report.
-#[utoipa::path(get, path = "/v0/nexuses", responses((status = 200, body = Vec<Nexus>), (status = 503, body = RestJsonError)))]
-pub(super) async fn nexuses(Leading(core): Leading) -> Answer<Vec<Nexus>> {
-    Ok(Json(convert::nexuses(&core, |_| true)))
+#[utoipa::path(get, path = "/v0/nexuses", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Nexus>), (status = 503, body = RestJsonError)))]
+pub(super) async fn nexuses(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Nexus>> {
+    Ok(Json(page.array(convert::nexuses(&core, |_| true))))
 }
 
 /// One nexus.
@@ -224,9 +228,9 @@ pub(super) async fn one_nexus(Leading(core): Leading, Path(id): Path<Uuid>) -> A
 }
 
 /// Lists the replicas that engines report.
-#[utoipa::path(get, path = "/v0/replicas", responses((status = 200, body = Vec<Replica>), (status = 503, body = RestJsonError)))]
-pub(super) async fn replicas(Leading(core): Leading) -> Answer<Vec<Replica>> {
-    Ok(Json(convert::replicas(&core, |_| true)))
+#[utoipa::path(get, path = "/v0/replicas", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Replica>), (status = 503, body = RestJsonError)))]
+pub(super) async fn replicas(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Replica>> {
+    Ok(Json(page.array(convert::replicas(&core, |_| true))))
 }
 
 /// One replica.

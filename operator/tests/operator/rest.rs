@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use control_api::{
     CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology,
-    LabelledTopology, NodeStatus, NodeTopology, PublishVolumeBody, Republish, SpecStatus, Topology,
-    VolumePolicy, VolumeStatus,
+    LabelledTopology, NodeStatus, NodeTopology, PublishVolumeBody, RegisterAppNode, Republish, SpecStatus,
+    Topology, VolumePolicy, VolumeStatus,
 };
 use operator::grpc::registration::Front;
 use operator::leader::{TermParts, lead};
@@ -362,4 +362,57 @@ async fn the_openapi_document_is_made_from_the_handlers_and_served() {
         assert!(document["paths"][path].is_object(), "{path}");
     }
     assert!(document["components"]["schemas"]["Volume"].is_object());
+}
+
+#[tokio::test]
+async fn application_nodes_register_are_listed_page_by_page_and_outlive_the_leader() {
+    let running = Running::start(&[]).await;
+    let client = &running.client;
+    let spec = |endpoint: &str| RegisterAppNode { endpoint: endpoint.into(), labels: None };
+    for node in ["a", "b", "c"] {
+        client.register_app_node(node, &spec("10.0.0.1:10199")).await.unwrap();
+        client.register_app_node(node, &spec("10.0.0.2:10199")).await.unwrap();
+    }
+    assert_eq!(client.app_node("b").await.unwrap().spec.endpoint, "10.0.0.2:10199");
+    let page = client.app_nodes_page(2, 0).await.unwrap();
+    let ids =
+        |page: &control_api::AppNodes| page.entries.iter().map(|node| node.id.clone()).collect::<Vec<_>>();
+    assert_eq!((ids(&page), page.next_token), (vec!["a".to_owned(), "b".to_owned()], Some(2)));
+    let page = client.app_nodes_page(2, 2).await.unwrap();
+    assert_eq!((ids(&page), page.next_token), (vec!["c".to_owned()], None));
+    client.deregister_app_node("b").await.unwrap();
+    client.deregister_app_node("b").await.unwrap();
+    let gone = client.app_node("b").await.unwrap_err();
+    assert_eq!(gone.kind(), Some(ErrorKind::NotFound), "{gone}");
+    let nameless = client.register_app_node("d", &spec("")).await.unwrap_err();
+    assert_eq!(nameless.kind(), Some(ErrorKind::InvalidArgument), "{nameless}");
+    let next = running.lab.operator().await;
+    assert_eq!(next.core.app_nodes().list().len(), 2);
+}
+
+/// A token that is a place in the list would miss one whenever one before it goes.
+#[tokio::test]
+async fn xc_19_pages_after_a_volume_miss_none_although_it_goes_meanwhile() {
+    let running = Running::start(&["a"]).await;
+    let client = &running.client;
+    client.create_pool("a", "pool-a", &disk()).await.unwrap();
+    let body = CreateVolumeBody { replicas: 1, size: 1 << 20, ..two_replicas() };
+    let ids: Vec<Uuid> = (1..=5).map(Uuid::from_u128).collect();
+    for id in &ids {
+        client.create_volume(*id, &body).await.unwrap();
+    }
+    let first = client.volumes_after(2, None).await.unwrap();
+    let last = first.entries.last().unwrap().spec.uuid;
+    assert_eq!((last, first.next_token.is_some()), (ids[1], true));
+    for id in &ids[..2] {
+        client.destroy_volume(*id).await.unwrap();
+    }
+    let second = client.volumes_after(2, Some(last)).await.unwrap();
+    let found: Vec<Uuid> = second.entries.iter().map(|volume| volume.spec.uuid).collect();
+    assert_eq!(found, ids[2..4]);
+    let third = client.volumes_after(2, Some(ids[3])).await.unwrap();
+    assert_eq!((third.entries.len(), third.next_token), (1, None));
+    assert_eq!(client.volumes().await.unwrap().entries.len(), 3);
+    let by_token = client.volumes_page(2, 2).await.unwrap();
+    assert_eq!((by_token.entries.len(), by_token.next_token), (1, None));
 }
