@@ -5,5 +5,5 @@ fn main() -> std::io::Result<()> {
     tonic_prost_build::configure()
         // The service has a method of the name of the constructor that this would add.
         .build_transport(false)
-        .compile_protos(&["proto/csi.proto", "proto/nvme.proto"], &["proto"])
+        .compile_protos(&["proto/csi.proto", "proto/nvme.proto", "proto/node_plugin.proto"], &["proto"])
 }

@@ -14,6 +14,7 @@ use ::nvme::ana::AnaState;
 use uuid::Uuid;
 
 pub mod error;
+pub mod going_down;
 pub mod identity;
 #[cfg(feature = "testing")]
 pub mod kernel;

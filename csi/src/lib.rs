@@ -28,6 +28,11 @@ pub mod server;
 pub mod proto {
     tonic::include_proto!("csi.nvme");
 
+    /// Those of `node_plugin.proto`.
+    pub mod plugin {
+        tonic::include_proto!("csi.plugin");
+    }
+
     /// Those of CSI.
     pub mod csi {
         tonic::include_proto!("csi.v1");

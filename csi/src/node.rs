@@ -6,14 +6,19 @@
 
 pub mod at_work;
 pub mod client;
+pub mod freeze;
 pub mod initiator;
+pub mod metrics;
 pub mod plugin;
+pub mod registration;
 pub mod service;
 pub mod settings;
+pub mod shutdown;
 pub mod volume;
 
 pub use at_work::{AtWork, Busy};
 pub use client::NvmeClient;
+pub use freeze::FreezeService;
 pub use initiator::{Attached, ConnectError, Initiator};
 pub use plugin::NodePlugin;
 pub use service::NvmeService;

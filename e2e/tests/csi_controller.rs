@@ -4,14 +4,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use ::csi::node::registration::keep_registered;
 use ::csi::proto::csi;
 use ::csi::proto::csi::controller_client::ControllerClient;
 use ::csi::proto::csi::volume_capability::access_mode::Mode;
 use ::csi::proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use anyhow::{Context as _, Result, ensure};
+use control_api::RegisterAppNode;
 use e2e::lab::{CsiController, Lab, Parts};
 use e2e::steps::step;
 use e2e::wait::wait_until;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -401,6 +404,23 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
         request.volume_capabilities[0].access_type = Some(AccessType::Block(BlockVolume {}));
         let id = plugin.create(request).await?.volume_id;
         plugin.delete(&id).await?;
+        Ok(())
+    })
+    .await?;
+    step("a node that uses volumes registers, whoever leads, and deregisters", async {
+        let spec = RegisterAppNode { endpoint: "10.0.0.7:10199".into(), labels: None };
+        let stop = CancellationToken::new();
+        let registering =
+            tokio::spawn(keep_registered(rest.clone(), "app-node".into(), spec.clone(), stop.clone()));
+        wait_until(PATIENCE, "it to be registered", || async {
+            let found = rest.app_node("app-node").await?;
+            ensure!(found.spec.endpoint == spec.endpoint, "{found:?}");
+            Ok(())
+        })
+        .await?;
+        stop.cancel();
+        registering.await?;
+        ensure!(rest.app_nodes_page(0, 0).await?.entries.is_empty(), "it is still there");
         Ok(())
     })
     .await?;

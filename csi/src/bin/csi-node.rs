@@ -2,18 +2,27 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use control_api::{Client, RegisterAppNode};
+use csi::host::going_down::is_going_down;
 use csi::host::identity::is_volume;
 use csi::host::mount::linux::LinuxMounts;
-use csi::host::{HostIdentity, Nvme as _, SysfsNvme};
+use csi::host::{HostIdentity, Mounts, Nvme as _, SysfsNvme};
 use csi::identity::IdentityService;
-use csi::node::{Initiator, NodePlugin, NvmeService, Settings};
+use csi::node::metrics::Metrics;
+use csi::node::registration::keep_registered;
+use csi::node::shutdown::release_volumes;
+use csi::node::{FreezeService, Initiator, NodePlugin, NvmeService, Settings};
 use csi::server::listen;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -22,6 +31,10 @@ use uuid::Uuid;
 const KERNEL_IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// More than this, and a reset of a silent controller keeps a failover's cleaning up waiting.
 const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+/// Limit on a call of the control plane.
+const REST_LIMIT: Duration = Duration::from_secs(4);
+/// Kubernetes gives a pod 30 s to end; more than this for volumes, and the rest is cut off.
+const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 
 /// The CSI node plugin of Mayastor.
 ///
@@ -55,6 +68,25 @@ struct Args {
     /// How long the kernel waits for a command before it takes the path for broken, in milliseconds.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..))]
     nvme_io_timeout_ms: u64,
+    /// Where the operator serves REST, for --enable-registration.
+    #[arg(long, default_value = "http://127.0.0.1:8081")]
+    rest_endpoint: String,
+    /// Serve NodePlugin (freezing of file systems) on --grpc-ip and --grpc-port, and register there with the control
+    /// plane as a node that uses volumes.
+    #[arg(long)]
+    enable_registration: bool,
+    /// Address to serve NodePlugin on, and the one that the control plane is told.
+    #[arg(long, env = "MY_POD_IP", default_value = "127.0.0.1")]
+    grpc_ip: IpAddr,
+    /// Port to serve NodePlugin on.
+    #[arg(long, default_value_t = 10199)]
+    grpc_port: u16,
+    /// Socket of the machine's system bus: systemd is asked there whether the machine goes down. When it does, volumes
+    /// are unmounted and disconnected, so that it reboots in seconds; where it cannot be asked nothing is done.
+    #[arg(long, default_value = "/run/dbus/system_bus_socket")]
+    system_bus: PathBuf,
+    #[command(flatten)]
+    metrics: telemetry::metrics::MetricsOptions,
     #[command(flatten)]
     log: telemetry::LogOptions,
 }
@@ -99,6 +131,12 @@ async fn main() -> Result<()> {
     if tended > 0 {
         info!(controllers = tended, "set the I/O time-out that an earlier process did not come to");
     }
+    let mounts: Arc<dyn Mounts> = Arc::new(LinuxMounts);
+    let freezer = FreezeService::new(initiator.clone(), mounts.clone());
+    if let Err(error) = freezer.thaw_leftovers().await {
+        warn!("file systems that an earlier process may have left frozen were not thawed: {error}");
+    }
+    serve_metrics(&args, &initiator, &mounts).await?;
     let open = |socket: &Path| listen(socket).with_context(|| format!("listen on {}", socket.display()));
     let (for_kubelet, for_agent) =
         (open(Path::new(args.csi_socket.trim_start_matches("unix://")))?, open(&args.nvme_socket)?);
@@ -106,17 +144,89 @@ async fn main() -> Result<()> {
     let _ends = shutdown.clone().drop_guard();
     let plugin = tonic::transport::Server::builder()
         .add_service(IdentityService::server(Arc::new(|| Box::pin(std::future::ready(true)))))
-        .add_service(NodePlugin::server(args.node_name, initiator.clone(), Arc::new(LinuxMounts)))
+        .add_service(NodePlugin::server(args.node_name.clone(), initiator.clone(), mounts.clone()))
         .serve_with_incoming_shutdown(for_kubelet, shutdown.clone().cancelled_owned());
     let agent = tonic::transport::Server::builder()
-        .add_service(NvmeService::server(initiator))
+        .add_service(NvmeService::server(initiator.clone()))
         .serve_with_incoming_shutdown(for_agent, shutdown.clone().cancelled_owned());
     let ended = async {
         let signal = signal.await;
         info!(signal, "shutting down");
+        freezer.thaw_all().await;
+        // Kubelet is served meanwhile: it may be ending pods.
+        if goes_down(args.system_bus.clone()).await {
+            release_volumes(&initiator, &mounts, RELEASE_LIMIT).await;
+        }
         shutdown.cancel();
         Ok(())
     };
-    tokio::try_join!(plugin, agent, ended).context("serve")?;
+    let registered = serve_control_plane(&args, &freezer, shutdown.clone());
+    tokio::try_join!(
+        async { plugin.await.context("serve kubelet") },
+        async { agent.await.context("serve the agent") },
+        registered,
+        ended
+    )?;
     Ok(())
+}
+
+/// Whether the machine goes down, and not only this process. A doubt is a no: volumes may be in use.
+async fn goes_down(system_bus: PathBuf) -> bool {
+    let asked = tokio::task::spawn_blocking(move || (is_going_down(&system_bus), system_bus)).await;
+    match asked {
+        Ok((Ok(goes_down), _)) => goes_down,
+        Ok((Err(error), bus)) => {
+            info!(
+                "whether the machine goes down cannot be asked at {}: {error}; volumes stay as they are",
+                bus.display()
+            );
+            false
+        }
+        Err(error) => {
+            warn!(%error, "whether the machine goes down was not found out; volumes stay as they are");
+            false
+        }
+    }
+}
+
+async fn serve_metrics(args: &Args, initiator: &Initiator, mounts: &Arc<dyn Mounts>) -> Result<()> {
+    let metrics = Metrics::default();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let (initiator, mounts) = (initiator.clone(), mounts.clone());
+    let look = move || {
+        let (metrics, initiator, mounts) = (metrics.clone(), initiator.clone(), mounts.clone());
+        async move { metrics.look(initiator, mounts).await }
+    };
+    let shown = args.metrics.serve_with(registry, look).await.context("serve the metrics")?;
+    if let Some(address) = shown {
+        info!(metrics.address = %address, "metrics served");
+    }
+    Ok(())
+}
+
+/// Serves NodePlugin and tells the control plane where, until `shutdown`; nothing of it unless asked for.
+async fn serve_control_plane(
+    args: &Args,
+    freezer: &FreezeService,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    if !args.enable_registration {
+        return Ok(());
+    }
+    let address = SocketAddr::new(args.grpc_ip, args.grpc_port);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("serve NodePlugin on {address}"))?;
+    let address = listener.local_addr().context("read the address that is served")?;
+    let client = Client::new(args.rest_endpoint.as_str(), REST_LIMIT).context("set up the client of REST")?;
+    let spec = RegisterAppNode {
+        endpoint: address.to_string(),
+        labels: Some([("openebs.io/csi-node".to_owned(), "mayastor".to_owned())].into()),
+    };
+    let server = tonic::transport::Server::builder()
+        .add_service(freezer.server())
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
+    let registered = keep_registered(client, args.node_name.clone(), spec, shutdown);
+    let (served, ()) = tokio::join!(server, registered);
+    served.context("serve NodePlugin")
 }

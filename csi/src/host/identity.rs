@@ -37,7 +37,12 @@ impl HostIdentity {
 /// Whether a subsystem is a volume of ours: the product's prefix and a UUID. Replicas and hosts have the prefix too;
 /// nobody but nexuses connects to replicas.
 pub fn is_volume(nqn: &str) -> bool {
-    nqn.strip_prefix(PRODUCT_NQN_PREFIX).is_some_and(|name| Uuid::try_parse(name).is_ok())
+    volume_of(nqn).is_some()
+}
+
+/// The volume that a subsystem is.
+pub fn volume_of(nqn: &str) -> Option<Uuid> {
+    nqn.strip_prefix(PRODUCT_NQN_PREFIX).and_then(|name| Uuid::try_parse(name).ok())
 }
 
 #[cfg(test)]

@@ -48,6 +48,15 @@ pub trait Mounts: Send + Sync + 'static {
     /// Grows a mounted file system to the size of its device; one that has it already is success.
     fn grow(&self, device: &Path, mounted_at: &Path, kind: FileSystem) -> Result<(), HostError>;
 
+    /// Holds back writes to the file system that is mounted there, once it is consistent on its device.
+    fn freeze(&self, mounted_at: &Path) -> Result<(), HostError>;
+
+    /// Lets writes go on; returns whether they were held back.
+    fn thaw(&self, mounted_at: &Path) -> Result<bool, HostError>;
+
+    /// Whether a file system of the device is mounted, in whatever container.
+    fn is_held(&self, device: &Path) -> Result<bool, HostError>;
+
     /// Space and inodes of the file system at `path`.
     fn usage(&self, path: &Path) -> Result<Usage, HostError>;
 

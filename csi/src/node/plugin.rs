@@ -95,7 +95,7 @@ async fn own_task<T: Send + 'static>(
     ended.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
 }
 
-fn failed(error: &HostError) -> Status {
+pub(super) fn failed(error: &HostError) -> Status {
     let code = match error {
         HostError::Unfit(_) => Code::FailedPrecondition,
         HostError::Connect { .. } | HostError::Connected { .. } => Code::Unavailable,
@@ -109,7 +109,7 @@ fn not_connected(error: &ConnectError) -> Status {
 }
 
 /// The volume of a request.
-fn volume_id(text: &str) -> Result<Uuid, Status> {
+pub(super) fn volume_id(text: &str) -> Result<Uuid, Status> {
     if text.is_empty() {
         return Err(Status::invalid_argument("volume_id is missing"));
     }

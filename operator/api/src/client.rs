@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::{
-    AppNode, AppNodes, BlockDevice, Capacity, CapacityBody, CreatePoolBody, CreateVolumeBody, ErrorKind, Nexus, Node, Pool, PublishVolumeBody, RegisterAppNode, Replica, Republish, ResizeVolumeBody, RestJsonError, Specs, Volume, Volumes,
+    AppNode, AppNodes, BlockDevice, Capacity, CapacityBody, CreatePoolBody, CreateVolumeBody, ErrorKind,
+    Nexus, Node, Pool, PublishVolumeBody, RegisterAppNode, Replica, Republish, ResizeVolumeBody,
+    RestJsonError, Specs, Volume, Volumes,
 };
 
 /// A call that failed.

@@ -12,9 +12,9 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
+use telemetry::chain;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
-use telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 

@@ -1,14 +1,16 @@
 //! Figures for Prometheus: a registry that a program fills once, and the page that shows it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::registry::Registry;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
 /// What the text is, for whoever scrapes it.
@@ -26,18 +28,64 @@ pub struct MetricsOptions {
 impl MetricsOptions {
     /// Serves the registry at `/metrics`, if an address was given, until the process ends; where it is served.
     pub async fn serve(&self, registry: Registry) -> std::io::Result<Option<SocketAddr>> {
+        self.serve_with(registry, || std::future::ready(())).await
+    }
+
+    /// The same, for figures that are not at hand: `look` takes them before each page is written. It sees to it that
+    /// this does not take long.
+    pub async fn serve_with<F>(
+        &self,
+        registry: Registry,
+        look: impl Fn() -> F + Send + Sync + 'static,
+    ) -> std::io::Result<Option<SocketAddr>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let Some(address) = self.metrics else { return Ok(None) };
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let router = Router::new().route("/metrics", get(page)).with_state(Arc::new(registry));
+        let (registry, look) = (Arc::new(registry), Arc::new(look));
+        let answer = move || {
+            let (registry, look) = (registry.clone(), look.clone());
+            async move {
+                look().await;
+                page(&registry)
+            }
+        };
+        let router = Router::new().route("/metrics", get(answer));
         tokio::spawn(axum::serve(listener, router).into_future());
         Ok(Some(address))
     }
 }
 
-async fn page(State(registry): State<Arc<Registry>>) -> Response {
+/// Labels of a figure: names and values.
+pub type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+
+/// Writes a gauge of many objects, from what is known of them now.
+pub fn gauges<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit): (&str, &str, Option<Unit>),
+    points: impl IntoIterator<Item = (Labels<'a, N>, f64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+    points.into_iter().try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+}
+
+/// Writes a counter of many objects; the format adds `_total` to its name.
+pub fn counters<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit): (&str, &str, Option<Unit>),
+    points: impl IntoIterator<Item = (Labels<'a, N>, f64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+    points.into_iter().try_for_each(|(labels, value)| {
+        family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(&value, None)
+    })
+}
+
+fn page(registry: &Registry) -> Response {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -18,6 +18,10 @@ pub struct MemoryMounts {
 struct State {
     disks: BTreeMap<PathBuf, Disk>,
     mounts: Vec<Mount>,
+    /// Devices whose file systems are frozen.
+    frozen: BTreeSet<PathBuf>,
+    /// Devices that other containers have mounted.
+    held: BTreeSet<PathBuf>,
     /// Folders and files that calls made for mounts.
     made: BTreeSet<PathBuf>,
     /// The call that fails next: how many more succeed before it.
@@ -58,6 +62,21 @@ impl MemoryMounts {
         if let Some(disk) = self.lock().disks.get_mut(Path::new(device)) {
             change(disk);
         }
+    }
+
+    /// Whether the file system of a device is frozen.
+    pub fn is_frozen(&self, device: &str) -> bool {
+        self.lock().frozen.contains(Path::new(device))
+    }
+
+    /// Another container has the file system of a device mounted, where we do not see it; or not any more.
+    pub fn hold_elsewhere(&self, device: &str, is_held: bool) {
+        let held = &mut self.lock().held;
+        if is_held {
+            held.insert(device.into())
+        } else {
+            held.remove(Path::new(device))
+        };
     }
 
     /// The call that changes something after `successes` more of them fails, once.
@@ -208,6 +227,32 @@ impl Mounts for MemoryMounts {
             disk.file_system_bytes = disk.len_bytes;
         }
         Ok(())
+    }
+
+    fn freeze(&self, mounted_at: &Path) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.begin("freeze", mounted_at)?;
+        let mount = state.at(mounted_at).map(|mount| mount.source.clone());
+        let Some(source) = mount else {
+            return Err(State::refuse("freeze", mounted_at, io::ErrorKind::NotFound));
+        };
+        if !state.frozen.insert(source.into()) {
+            return Err(State::refuse("freeze", mounted_at, io::ErrorKind::ResourceBusy));
+        }
+        Ok(())
+    }
+
+    fn thaw(&self, mounted_at: &Path) -> Result<bool, HostError> {
+        let mut state = self.lock();
+        state.begin("thaw", mounted_at)?;
+        let source = state.at(mounted_at).map(|mount| PathBuf::from(&mount.source));
+        Ok(source.is_some_and(|source| state.frozen.remove(&source)))
+    }
+
+    fn is_held(&self, device: &Path) -> Result<bool, HostError> {
+        let state = self.lock();
+        let is_mounted = state.mounts.iter().any(|mount| Path::new(&mount.source) == device);
+        Ok(is_mounted || state.held.contains(device))
     }
 
     fn usage(&self, path: &Path) -> Result<Usage, HostError> {

@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
@@ -136,6 +138,34 @@ impl Mounts for LinuxMounts {
             FileSystem::Btrfs => command.args(["filesystem", "resize", "max"]).arg(mounted_at),
         };
         run(&mut command).map(drop)
+    }
+
+    fn freeze(&self, mounted_at: &Path) -> Result<(), HostError> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(mounted_at)).map(drop)
+    }
+
+    fn thaw(&self, mounted_at: &Path) -> Result<bool, HostError> {
+        let mut command = Command::new("fsfreeze");
+        command.env("LC_ALL", "C").arg("--unfreeze").arg(mounted_at);
+        let output = output(&mut command)?;
+        if output.status.success() {
+            return Ok(true);
+        }
+        // The kernel's EINVAL: it is not frozen.
+        if text(&output.stderr).ends_with("Invalid argument") {
+            Ok(false)
+        } else {
+            Err(failed(&command, &output))
+        }
+    }
+
+    fn is_held(&self, device: &Path) -> Result<bool, HostError> {
+        // A mounted file system claims its device for itself, wherever it is mounted (open(2), O_EXCL without O_CREAT).
+        match File::options().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device) {
+            Ok(_) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(true),
+            Err(source) => Err(HostError::Read { path: device.to_owned(), source }),
+        }
     }
 
     fn usage(&self, path: &Path) -> Result<Usage, HostError> {
