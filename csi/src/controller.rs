@@ -9,6 +9,7 @@
 mod capacity;
 mod create;
 mod delete;
+mod expand;
 mod list;
 mod modify;
 mod publish;
@@ -35,12 +36,13 @@ pub struct ControllerService {
 }
 
 /// What is advertised, and works.
-const OFFERED: [rpc::Type; 9] = [
+const OFFERED: [rpc::Type; 10] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
     rpc::Type::ListVolumes,
     rpc::Type::ListVolumesPublishedNodes,
     rpc::Type::GetCapacity,
+    rpc::Type::ExpandVolume,
     rpc::Type::GetVolume,
     rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
@@ -146,9 +148,9 @@ impl Controller for ControllerService {
 
     async fn controller_expand_volume(
         &self,
-        _: Request<csi::ControllerExpandVolumeRequest>,
+        request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
-        Err(Status::unimplemented("volumes cannot be expanded in this version"))
+        self.expand(&request.into_inner()).await.map(Response::new)
     }
 
     async fn controller_get_volume(

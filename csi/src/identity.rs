@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::proto::csi;
 use crate::proto::csi::identity_server::{Identity, IdentityServer};
-use crate::proto::csi::plugin_capability::{Service, Type, service};
+use crate::proto::csi::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
 
 /// The driver's name: the provisioner of StorageClasses.
 pub const DRIVER: &str = "io.openebs.csi-mayastor";
@@ -47,8 +47,14 @@ impl Identity for IdentityService {
         _: Request<csi::GetPluginCapabilitiesRequest>,
     ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
         let offers = |kind: service::Type| Type::Service(Service { r#type: kind.into() });
-        let types =
-            [offers(service::Type::ControllerService), offers(service::Type::VolumeAccessibilityConstraints)];
+        let grows =
+            |when: volume_expansion::Type| Type::VolumeExpansion(VolumeExpansion { r#type: when.into() });
+        let types = [
+            offers(service::Type::ControllerService),
+            offers(service::Type::VolumeAccessibilityConstraints),
+            grows(volume_expansion::Type::Online),
+            grows(volume_expansion::Type::Offline),
+        ];
         let capabilities =
             types.into_iter().map(|kind| csi::PluginCapability { r#type: Some(kind) }).collect();
         Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities }))

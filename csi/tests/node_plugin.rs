@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::csi::host::kernel::Served;
 use ::csi::host::memory::MemoryNvme;
@@ -360,12 +361,23 @@ async fn a_file_system_grows_with_its_device() {
         ..csi::NodeExpandVolumeRequest::default()
     };
     refused(lab.client.node_expand_volume(expand.clone()).await, Code::Unavailable, "67108864 bytes");
-    lab.mounts.change_disk("/dev/nvme0n1", |disk| disk.len_bytes = larger);
+    // The kernel hears of it a moment after the call has come.
+    let mounts = lab.mounts.clone();
+    let hears = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        mounts.change_disk("/dev/nvme0n1", |disk| disk.len_bytes = larger);
+    });
     for _ in 0..2 {
         let grown = lab.client.node_expand_volume(expand.clone()).await.unwrap().into_inner();
         assert_eq!(grown.capacity_bytes, larger.cast_signed());
     }
+    hears.await.unwrap();
     assert_eq!(lab.mounts.disk("/dev/nvme0n1").unwrap().file_system_bytes, larger);
+    let negative = csi::NodeExpandVolumeRequest {
+        capacity_range: Some(csi::CapacityRange { required_bytes: -1, limit_bytes: 0 }),
+        ..expand.clone()
+    };
+    refused(lab.client.node_expand_volume(negative).await, Code::InvalidArgument, "required_bytes");
     let elsewhere = csi::NodeExpandVolumeRequest { volume_path: SECOND.into(), ..expand };
     refused(lab.client.node_expand_volume(elsewhere).await, Code::NotFound, SECOND);
 }

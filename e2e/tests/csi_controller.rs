@@ -116,6 +116,22 @@ impl Plugin {
         self.0.controller_modify_volume(request).await.map(drop)
     }
 
+    /// Grows a volume to between these sizes in bytes.
+    async fn expand(
+        &mut self,
+        id: &str,
+        (required_bytes, limit_bytes): (i64, i64),
+        capability: csi::VolumeCapability,
+    ) -> Result<csi::ControllerExpandVolumeResponse, Status> {
+        let request = csi::ControllerExpandVolumeRequest {
+            volume_id: id.into(),
+            capacity_range: Some(csi::CapacityRange { required_bytes, limit_bytes }),
+            volume_capability: Some(capability),
+            ..csi::ControllerExpandVolumeRequest::default()
+        };
+        Ok(self.0.controller_expand_volume(request).await?.into_inner())
+    }
+
     async fn capacity(
         &mut self,
         node: Option<&str>,
@@ -159,6 +175,7 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
             words.contains("ControllerService") && words.contains("VolumeAccessibilityConstraints"),
             "{words}"
         );
+        ensure!(words.contains("Online") && words.contains("Offline"), "{words}");
         let ready = identity.probe(csi::ProbeRequest {}).await?.into_inner().ready;
         ensure!(ready == Some(true), "{ready:?}");
         Ok(())
@@ -167,19 +184,22 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
     step("XC-1 what is offered works, what does not is not offered", async {
         let offered = plugin.0.controller_get_capabilities(csi::ControllerGetCapabilitiesRequest {}).await?;
         let words = format!("{:?}", offered.into_inner());
-        for name in
-            ["CreateDeleteVolume", "PublishUnpublishVolume", "ListVolumes", "GetCapacity", "ModifyVolume"]
-        {
+        for name in [
+            "CreateDeleteVolume",
+            "PublishUnpublishVolume",
+            "ListVolumes",
+            "GetCapacity",
+            "ModifyVolume",
+            "ExpandVolume",
+        ] {
             ensure!(words.contains(name), "{name} is not in {words}");
         }
-        ensure!(!words.contains("Snapshot") && !words.contains("ExpandVolume"), "{words}");
+        ensure!(!words.contains("Snapshot"), "{words}");
         refused(
             plugin.0.create_snapshot(csi::CreateSnapshotRequest::default()).await,
             Code::Unimplemented,
             "snapshots",
-        )?;
-        let expand = csi::ControllerExpandVolumeRequest::default();
-        refused(plugin.0.controller_expand_volume(expand).await, Code::Unimplemented, "expanded")
+        )
     })
     .await?;
     let free = step("XC-2/3 free space, of all pools and of a node's", async {
@@ -319,6 +339,37 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
         plugin.unpublish(&id, "").await?;
         ensure!(plugin.nodes(&id).await?.is_empty());
         Ok(())
+    })
+    .await?;
+    step("RO-1, RO-8, RN-1 a volume grows, used or not; what cannot be is named", async {
+        let fs = || capability(Mode::SingleNodeWriter);
+        let block = csi::VolumeCapability {
+            access_type: Some(AccessType::Block(BlockVolume {})),
+            ..capability(Mode::SingleNodeWriter)
+        };
+        let missing = csi::ControllerExpandVolumeRequest { volume_id: id.clone(), ..Default::default() };
+        refused(plugin.0.controller_expand_volume(missing).await, Code::InvalidArgument, "capacity_range")?;
+        refused(plugin.expand("", (MIB, 0), fs()).await, Code::InvalidArgument, "volume_id")?;
+        refused(plugin.expand("elsewhere", (MIB, 0), fs()).await, Code::NotFound, "elsewhere")?;
+        let unknown = Uuid::new_v4().to_string();
+        refused(plugin.expand(&unknown, (MIB, 0), fs()).await, Code::NotFound, &unknown)?;
+        refused(plugin.expand(&id, (-MIB, 0), fs()).await, Code::InvalidArgument, "required_bytes")?;
+        refused(plugin.expand(&id, (64 * MIB, 32 * MIB), fs()).await, Code::InvalidArgument, "limit_bytes")?;
+        refused(plugin.expand(&id, (0, 8 * MIB), fs()).await, Code::OutOfRange, "cannot shrink")?;
+        refused(plugin.expand(&id, (1 << 50, 0), fs()).await, Code::ResourceExhausted, "Free space there")?;
+        let small = plugin.expand(&id, (MIB, 0), fs()).await?;
+        ensure!(small.capacity_bytes == 16 * MIB && small.node_expansion_required, "{small:?}");
+        for _ in 0..2 {
+            let grown = plugin.expand(&id, (20 * MIB + 1, 24 * MIB), fs()).await?;
+            ensure!(grown.capacity_bytes == 21 * MIB && grown.node_expansion_required, "{grown:?}");
+        }
+        plugin.publish(&id, "node-1").await?;
+        let grown = plugin.expand(&id, (32 * MIB, 0), block).await?;
+        ensure!(grown.capacity_bytes == 32 * MIB && !grown.node_expansion_required, "{grown:?}");
+        let shown = rest.volume(id.parse()?).await?.state;
+        let nexus = shown.target.context("it is published")?;
+        ensure!((shown.size, nexus.size) == (32 << 20, 32 << 20), "{nexus:?}");
+        Ok(plugin.unpublish(&id, "node-1").await?)
     })
     .await?;
     step("the number of replicas follows a VolumeAttributesClass", async {

@@ -113,14 +113,15 @@ fn ensure_as_asked(id: Uuid, volume: &Volume, params: &Params, range: &SizeRange
 
 /// The sizes that a request accepts, and the one that it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SizeRange {
+pub(super) struct SizeRange {
     required: u64,
     limit: Option<u64>,
-    wanted: u64,
+    /// What it gets.
+    pub(super) wanted: u64,
 }
 
 impl SizeRange {
-    fn of(range: Option<&csi::CapacityRange>) -> Result<Self, Status> {
+    pub(super) fn of(range: Option<&csi::CapacityRange>) -> Result<Self, Status> {
         let bytes = |name: &str, given: i64| {
             u64::try_from(given).map_err(|_| Status::invalid_argument(format!("{name} is negative: {given}")))
         };
@@ -148,8 +149,13 @@ impl SizeRange {
         Ok(Self { required, limit, wanted })
     }
 
-    fn admits(&self, size: u64) -> bool {
-        size >= self.required && self.limit.is_none_or(|limit| size <= limit)
+    /// Not above the limit.
+    pub(super) fn may_be(&self, size: u64) -> bool {
+        self.limit.is_none_or(|limit| size <= limit)
+    }
+
+    pub(super) fn admits(&self, size: u64) -> bool {
+        size >= self.required && self.may_be(size)
     }
 }
 

@@ -239,7 +239,9 @@ async fn sidecars_that_the_driver_has_nothing_for_are_not_there() {
             .filter_map(|name| name.strip_prefix("Deployment/mayastor-csi-controller ").map(str::to_owned));
         controller.collect()
     };
-    assert_eq!(sidecars(&default), ["csi-controller", "csi-provisioner", "csi-attacher"]);
+    assert_eq!(sidecars(&default), ["csi-controller", "csi-provisioner", "csi-attacher", "csi-resizer"]);
+    let rigid = objects(&json!({ "csi": { "controller": { "resizer": false } } })).await;
+    assert!(!sidecars(&rigid).contains(&"csi-resizer".to_owned()));
     assert_eq!(sidecars(&objects(&everything()).await).len(), 5);
 }
 

@@ -1,7 +1,9 @@
 //! `NodeExpandVolume`: the file system grows to the size of its device.
 
 use std::path::Path;
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::info;
 
@@ -10,7 +12,26 @@ use crate::host::FileSystem;
 use crate::node::volume::{mounted_at, shows_node};
 use crate::proto::csi;
 
+/// How long the kernel is waited for: it asks for the new size as soon as the target tells it to, which may be a moment
+/// after the controller was answered.
+const GROWS_WITHIN: Duration = Duration::from_secs(3);
+/// Pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
 impl NodePlugin {
+    /// The size of a device, once it is as large as required, or has had time for it.
+    async fn grown(&self, device: &Path, required: u64) -> Result<u64, Status> {
+        let deadline = Instant::now() + GROWS_WITHIN;
+        loop {
+            let sized = device.to_path_buf();
+            let len_bytes = self.with_mounts(move |mounts| mounts.len_bytes(&sized)).await?;
+            if len_bytes >= required || Instant::now() >= deadline {
+                return Ok(len_bytes);
+            }
+            sleep(LOOK_PAUSE).await;
+        }
+    }
+
     pub(super) async fn expand(
         &self,
         request: &csi::NodeExpandVolumeRequest,
@@ -22,11 +43,11 @@ impl NodePlugin {
         let device = self.device(volume)?.ok_or_else(not_here)?;
         let mounts = self.mount_table().await?;
         let mount = mounted_at(&mounts, &place).ok_or_else(not_here)?;
-        let sized = device.clone();
-        let len_bytes = self.with_mounts(move |mounts| mounts.len_bytes(&sized)).await?;
         let required = request.capacity_range.as_ref().map_or(0, |range| range.required_bytes);
-        if u64::try_from(required).is_ok_and(|required| required > len_bytes) {
-            // The kernel has not seen the new size yet; it looks when the target tells it to.
+        let required = u64::try_from(required)
+            .map_err(|_| Status::invalid_argument(format!("required_bytes is negative: {required}")))?;
+        let len_bytes = self.grown(&device, required).await?;
+        if len_bytes < required {
             return Err(Status::unavailable(format!(
                 "volume {volume} has {len_bytes} bytes on this node, {required} are asked for"
             )));
