@@ -23,10 +23,12 @@ setup: ## Install what building and testing need, where it is missing
 
 # Downloads and long builds come before the tests, whose time limits are for the tests.
 .PHONY: lab
-lab: setup ## Prepare the Linux host (qemu, kernel), the Kubernetes API server and Helm: once, some minutes
+lab: setup ## Prepare the Linux host (qemu, kernel), Kubernetes, its nodes and Helm: once, ten minutes or more
 	@e2e/setup/linux-host.sh bookworm >/dev/null
 	@e2e/setup/linux-host.sh bookworm-backports >/dev/null
-	@e2e/setup/kubernetes.sh >/dev/null
+	@e2e/setup/kubernetes.sh kube-controller-manager kube-scheduler kubelet >/dev/null
+	@e2e/setup/kubernetes-node.sh >/dev/null
+	@e2e/setup/images.sh --prepare
 	@e2e/setup/helm.sh >/dev/null
 
 .PHONY: demo
@@ -47,6 +49,11 @@ test: lab ## Run every test; some with TESTS='-p store' or TESTS='-p e2e linux_h
 test-failover: lab ## Run all stories of failover, the long ones too that test leaves out (about 10 minutes)
 	cargo build --bins -p e2e -p io-engine -p operator -p ha -p csi
 	RUST_LIB_BACKTRACE=0 cargo nextest run --profile failover -p e2e
+
+.PHONY: e2e
+e2e: lab ## Run the stories of claims on Kubernetes nodes, and the test of the images
+	cargo build --bins -p e2e -p io-engine -p operator -p ha -p csi
+	RUST_LIB_BACKTRACE=0 cargo nextest run --profile e2e -p e2e
 
 # Where the images go, and their tag: make images IMAGES=/tmp/images TAG=mine
 IMAGES ?= target/images

@@ -3,6 +3,7 @@
 # and podman load.
 #
 #   images.sh --programs DIR [--tag TAG] --out DIR [COMPONENT...]
+#   images.sh --prepare     only downloads what it needs
 #
 #   --programs DIR   where the built programs are: target/release
 #   --tag TAG        of all images; the chart's appVersion where not given
@@ -44,10 +45,10 @@ work=
 temporary=
 trap '[ -z "$work" ] || rm -rf "$work"; [ -z "$temporary" ] || rm -rf "$temporary"' EXIT
 
-# Unpacks the packages into the cache, once for each content of this file.
+# Unpacks the packages into the cache, once for each list of them.
 unpacked_packages() {
     local key dir
-    key=$suite-$(sha256sum <"${BASH_SOURCE[0]}" | cut -c 1-16)
+    key=$suite-$(echo "${needed_packages[@]}" | sha256sum | cut -c 1-16)
     dir=$cache/images/$key
     if [ ! -d "$dir" ]; then
         mkdir -p "$cache/images"
@@ -228,6 +229,7 @@ main() {
         --tag) tag=$2 && shift ;;
         --out) out=$2 && shift ;;
         --lab) lab=yes ;;
+        --prepare) unpacked_packages >/dev/null && exit ;;
         -*) usage ;;
         *) components+=("$1") ;;
         esac
@@ -261,7 +263,7 @@ main() {
     done
     [ -n "$lab" ] || return 0
 
-    mkdir -p "$work/busybox/bin"
+    mkdir -p "$work/busybox"/{bin,tmp}
     cp "$packages/bin/busybox" "$work/busybox/bin/"
     for name in sh cat ls dd sync sleep df mount rm touch sha256sum test mkdir stat blockdev echo date; do
         ln -s busybox "$work/busybox/bin/$name"

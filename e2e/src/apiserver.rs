@@ -1,6 +1,6 @@
 //! A real Kubernetes API server of our own, built once from Debian's source by `e2e/setup/kubernetes.sh`.
 //!
-//! It has no kubelet, scheduler or controllers: custom resources need none. A stranger's cluster is never touched: the
+//! It has no kubelet, scheduler or controllers: custom resources need none, and [`crate::kubernetes`] adds them. A stranger's cluster is never touched: the
 //! user's `KUBECONFIG` is not read (see [`crate::cluster`] for a scratch cluster that a user names).
 
 use std::fs;
@@ -25,8 +25,14 @@ const NAME: &str = "kube-apiserver";
 /// The folder with `kube-apiserver` and `kubectl`. Built on the first call on a machine, which takes minutes and says
 /// so on standard error.
 pub fn binaries() -> Result<PathBuf> {
+    binaries_with(&[])
+}
+
+/// The same folder, with more components of Kubernetes in it.
+pub fn binaries_with(components: &[&str]) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/kubernetes.sh");
     let output = Command::new(&script)
+        .args(components)
         .stderr(Stdio::inherit())
         .stdin(Stdio::null())
         .output()
@@ -90,6 +96,11 @@ impl ApiServer {
         &self.kubectl
     }
 
+    /// The folder with its certificate and key, which are those of service accounts too.
+    pub fn certificates(&self) -> PathBuf {
+        self.folder.join("certificates")
+    }
+
     /// The process, while there is one.
     pub fn process(&self) -> Option<&Process> {
         self.process.as_ref()
@@ -124,7 +135,7 @@ impl ApiServer {
     }
 
     fn command(&self) -> Command {
-        let certificates = self.folder.join("certificates");
+        let certificates = self.certificates();
         // The server makes this key for its own certificate before it reads it as the key of service accounts.
         let key = certificates.join("apiserver.key");
         let mut command = self.place.command(self.binaries.join(NAME));
@@ -146,6 +157,8 @@ impl ApiServer {
             command.args(["--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"]);
         } else {
             command.arg(format!("--advertise-address={}", self.address.ip()));
+            // Nodes are known by their addresses; there is no DNS.
+            command.arg("--kubelet-preferred-address-types=InternalIP");
         }
         command
     }

@@ -9,8 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use crds::generate::{Rules, definitions};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use serde_json::Value;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, binaries};
 use crate::etcd::Etcd;
@@ -90,9 +95,32 @@ impl Cluster {
         self.kubectl.kubeconfig()
     }
 
+    /// A client as an admin of this cluster.
+    pub async fn client(&self) -> Result<Client> {
+        client(self.kubeconfig()).await
+    }
+
+    /// A kubeconfig with nothing but the token of a service account, in `folder`.
+    pub async fn kubeconfig_of(&self, namespace: &str, account: &str, folder: &Path) -> Result<Secret> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
+        let request: TokenRequest = serde_json::from_value(json!({ "spec": { "audiences": [] } }))?;
+        let issued = accounts.create_token_request(account, &PostParams::default(), &request).await;
+        let status = issued.with_context(|| format!("ask for a token of {account}"))?.status;
+        let token = status.context("a token was issued")?.token;
+        let text = self.kubectl.run(&["config", "view", "--raw", "-o", "json"]).await?;
+        let mut config: Value = serde_json::from_str(&text).context("kubectl prints a kubeconfig in JSON")?;
+        config["users"][0]["user"] = json!({ "token": token });
+        Secret::write(folder.join(format!("{account}.kubeconfig")), &config)
+    }
+
     /// Its servers, when they are ours: a user's cluster is not ours to break.
     pub fn own_servers(&mut self) -> Option<&mut Own> {
         self.own.as_mut()
+    }
+
+    /// The same, to be looked at.
+    pub fn own_server(&self) -> Option<&Own> {
+        self.own.as_ref()
     }
 
     /// Applies our kinds, with rules where the server knows them, and waits until they are served.
@@ -186,6 +214,13 @@ impl Cluster {
     }
 }
 
+/// A client with a kubeconfig.
+pub async fn client(kubeconfig: &Path) -> Result<Client> {
+    let file = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
 fn labelled(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     let labels = definition.metadata.labels.get_or_insert_default();
     labels.insert(LABEL.to_owned(), LABEL_VALUE.to_owned());
@@ -212,8 +247,6 @@ fn foreign_kinds(definitions: &Value) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// Somebody's storage must not be taken for a leftover of ours.

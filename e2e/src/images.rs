@@ -11,6 +11,14 @@ use crate::programs::program;
 pub const COMPONENTS: &[&str] =
     &["operator", "io-engine", "ha-cluster", "ha-node", "csi-controller", "csi-node"];
 
+/// Downloads what is needed for it, where it is missing: from the hub of a lab nothing can be downloaded.
+pub fn prepare() -> Result<()> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/images.sh");
+    let status = Command::new(script).arg("--prepare").stdin(Stdio::null()).status();
+    ensure!(status.context("run e2e/setup/images.sh")?.success(), "e2e/setup/images.sh failed, see above");
+    Ok(())
+}
+
 /// Makes archives of the programs of this build in `folder`, and returns their files. With `lab` also what a node of
 /// the laboratory needs besides.
 pub async fn make(folder: &Path, components: &[&str], lab: bool) -> Result<Vec<PathBuf>> {

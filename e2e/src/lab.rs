@@ -26,7 +26,7 @@ pub use engine::{EngineNode, Surroundings};
 pub use ha_cluster::HaClusterNode;
 pub use mirror::Mirror;
 pub use operator::OperatorNode;
-pub use service::Service;
+pub use service::{Relay, Service};
 
 use crate::cluster::Cluster;
 use crate::etcd::Etcd;
@@ -126,6 +126,11 @@ impl Lab {
         if let Some(kubeconfig) = Cluster::named() {
             return self.use_cluster(&kubeconfig).await;
         }
+        self.use_own_cluster().await
+    }
+
+    /// A cluster of our own, whatever the environment says.
+    pub async fn use_own_cluster(&mut self) -> Result<()> {
         let place = Place::at(HUB_ADDRESS.into());
         let cluster = Cluster::own(&self.processes, self.run.path(), place).await?;
         self.furnish(cluster).await
@@ -145,11 +150,16 @@ impl Lab {
         Ok(())
     }
 
-    /// Operators; returns when the first leads.
+    /// Operators with all rights; returns when the first leads.
     pub async fn start_operators(&mut self, count: u8) -> Result<()> {
+        let kubeconfig = self.cluster.as_ref().map(|cluster| cluster.kubeconfig().to_owned());
+        self.start_operators_as(count, kubeconfig.as_deref()).await
+    }
+
+    /// Operators with the rights of a kubeconfig; returns when the first leads.
+    pub async fn start_operators_as(&mut self, count: u8, kubeconfig: Option<&Path>) -> Result<()> {
         for number in 1..=count {
-            let kubeconfig = self.cluster.as_ref().map(|cluster| cluster.kubeconfig().to_owned());
-            let mut operator = OperatorNode::new(number, &self.etcd.endpoint(), kubeconfig.as_deref())?;
+            let mut operator = OperatorNode::new(number, &self.etcd.endpoint(), kubeconfig)?;
             operator.launch(&self.processes)?;
             if number == 1 {
                 operator.wait_leading().await?;

@@ -71,6 +71,10 @@ pub struct BootOptions {
     pub programs: Vec<(String, PathBuf)>,
     /// Added to the kernel's command line, `nvme_core.io_timeout=2` for one.
     pub kernel_arguments: String,
+    /// A folder with another `vmlinuz` and `initramfs.gz` than the kernel's.
+    pub base: Option<PathBuf>,
+    /// Files that the host sees as disks, in order: `/dev/vda`, `/dev/vdb`, …
+    pub disks: Vec<PathBuf>,
 }
 
 impl Default for BootOptions {
@@ -82,6 +86,8 @@ impl Default for BootOptions {
             cpus: 1,
             programs: Vec::new(),
             kernel_arguments: String::new(),
+            base: None,
+            disks: Vec::new(),
         }
     }
 }
@@ -98,7 +104,8 @@ pub struct LinuxHost {
 
 /// What a machine is started from; the same for every boot.
 struct Machine {
-    parts: PathBuf,
+    qemu: PathBuf,
+    vmlinuz: PathBuf,
     /// The initramfs with our programs.
     initramfs: PathBuf,
     /// The agent's socket.
@@ -236,12 +243,14 @@ impl Machine {
         let programs = linux_host(&pack).await?;
         // The kernel unpacks archives that follow each other one after the other.
         let initramfs = processes.log_dir().join(format!("{name}.initramfs"));
-        let archives = [std::fs::read(parts.join("initramfs.gz")), std::fs::read(&programs)];
+        let base = options.base.as_ref().unwrap_or(&parts);
+        let archives = [std::fs::read(base.join("initramfs.gz")), std::fs::read(&programs)];
         let archives =
             archives.into_iter().collect::<std::io::Result<Vec<_>>>().context("read the initramfs")?;
         std::fs::write(&initramfs, archives.concat()).context("write the initramfs")?;
         let socket = processes.log_dir().join(format!("{name}.agent"));
-        Ok(Self { parts, initramfs, socket, tap: net.tap(options.number)? })
+        let (qemu, vmlinuz) = (parts.join("qemu"), base.join("vmlinuz"));
+        Ok(Self { qemu, vmlinuz, initramfs, socket, tap: net.tap(options.number)? })
     }
 
     async fn start(
@@ -289,13 +298,13 @@ impl Machine {
             options.kernel_arguments
         );
         let number = options.number;
-        let mut command = net.command(Peer::Hub, self.parts.join("qemu"))?;
+        let mut command = net.command(Peer::Hub, &self.qemu)?;
         command
             .args(["-accel", accelerator[0], "-cpu", accelerator[1]])
             .args(["-m", &options.memory_mib.to_string(), "-smp", &options.cpus.to_string()])
             .args(["-display", "none", "-nodefaults", "-no-reboot", "-device", "virtio-rng-pci"])
             .arg("-kernel")
-            .arg(self.parts.join("vmlinuz"))
+            .arg(&self.vmlinuz)
             .arg("-initrd")
             .arg(&self.initramfs)
             .args(["-append", &kernel_line])
@@ -305,6 +314,10 @@ impl Machine {
             .args(["-device", "virtio-serial-pci,id=serial"])
             .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", self.socket.display())])
             .args(["-device", "virtserialport,bus=serial.0,nr=1,chardev=agent"]);
+        for disk in &options.disks {
+            // What this machine would lose with its power no story looks at.
+            command.args(["-drive", &format!("file={},format=raw,if=virtio,cache=unsafe", disk.display())]);
+        }
         Ok(command)
     }
 

@@ -1,5 +1,6 @@
 //! Cluster agents of high availability in the hub: any number of them, of which one leads.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +44,11 @@ impl HaClusterNode {
     /// Where node agents register and report.
     pub fn url(&self) -> String {
         format!("http://{HUB_ADDRESS}:{}", self.port)
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        (HUB_ADDRESS, self.port).into()
     }
 
     /// Starts the process and does not wait.

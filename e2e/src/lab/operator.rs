@@ -62,6 +62,12 @@ impl OperatorNode {
         Ok(Backend { rest, address })
     }
 
+    /// The REST of this operator behind a service.
+    pub fn rest_backend(&self) -> Result<Backend> {
+        let backend = self.backend()?;
+        Ok(Backend { address: (HUB_ADDRESS, self.rest_port).into(), ..backend })
+    }
+
     /// Where REST is served.
     pub fn rest_url(&self) -> String {
         format!("http://{HUB_ADDRESS}:{}", self.rest_port)

@@ -31,7 +31,13 @@ pub struct Service {
 impl Service {
     /// Listens in the hub, in whose network the calling thread must be.
     pub async fn start(backends: Vec<Backend>) -> Result<Self> {
-        let listener = TcpListener::bind((HUB_ADDRESS, 0)).await.context("listen for engines")?;
+        Self::start_at(0, backends).await
+    }
+
+    /// The same on a port of the caller's.
+    pub async fn start_at(port: u16, backends: Vec<Backend>) -> Result<Self> {
+        let listener =
+            TcpListener::bind((HUB_ADDRESS, port)).await.context("listen for those who connect")?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
@@ -49,6 +55,42 @@ impl Service {
 }
 
 impl Drop for Service {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One address in front of servers of which any will do. Dropping it closes the address; connections stay.
+#[derive(Debug)]
+pub struct Relay {
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    /// Listens in the hub, in whose network the calling thread must be.
+    pub async fn start(port: u16, servers: Vec<SocketAddr>) -> Result<Self> {
+        let listener =
+            TcpListener::bind((HUB_ADDRESS, port)).await.context("listen for those who connect")?;
+        let task = tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let servers = servers.clone();
+                // As many at once as there are nodes.
+                tokio::spawn(async move {
+                    for server in servers {
+                        if let Ok(mut server) = TcpStream::connect(server).await {
+                            // An end with an error is an end.
+                            tokio::io::copy_bidirectional(&mut connection, &mut server).await.ok();
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Ok(Self { task })
+    }
+}
+
+impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
     }

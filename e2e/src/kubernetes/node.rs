@@ -1,0 +1,188 @@
+//! A real node: kubelet and containerd in a virtual machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::kubectl::Kubectl;
+use crate::netns::{HUB_ADDRESS, Net};
+use crate::process::Processes;
+use crate::vm::{BootOptions, LinuxHost};
+use crate::wait::wait_until;
+
+/// containerd with its plugins, on an emulated processor beside others.
+const CONTAINERD_LIMIT: Duration = Duration::from_secs(120);
+const IMPORT_LIMIT: Duration = Duration::from_secs(240);
+const READY_LIMIT: Duration = Duration::from_secs(240);
+const MEMORY_MIB: u32 = 1280;
+/// What Services are to pods here: names in the node's /etc/hosts, which pods on its network see, of relays in the hub.
+const SERVICES: [&str; 2] = ["mayastor-operator.mayastor.svc", "mayastor-ha-cluster.mayastor.svc"];
+
+/// A node; its machine may be down. The disk outlives a power cut, as disks do.
+pub struct KubernetesNode {
+    /// The machine.
+    pub host: LinuxHost,
+    kubectl: Kubectl,
+}
+
+impl KubernetesNode {
+    /// Boots the machine of host `number` with the image archives on board, and returns when Kubernetes calls it ready.
+    pub async fn start(
+        processes: &Processes,
+        net: &Net,
+        folder: &Path,
+        number: u8,
+        images: &[PathBuf],
+        kubectl: &Kubectl,
+    ) -> Result<Self> {
+        let parts = parts()?;
+        let (root, payload) =
+            (folder.join(format!("host{number}.root")), folder.join(format!("host{number}.payload")));
+        let mut copy = Command::new("cp");
+        copy.args(["--sparse=always", "--reflink=auto"]).arg(parts.join("root.img")).arg(&root);
+        run(copy)?;
+        let mut pack = Command::new("tar");
+        pack.args(["--format=ustar", "-cf"]).arg(&payload);
+        for image in images {
+            let parent = image.parent().context("an image is in a folder")?;
+            pack.arg("-C").arg(parent).arg(image.file_name().context("an image has a name")?);
+        }
+        run(pack)?;
+        let options = BootOptions {
+            number,
+            memory_mib: MEMORY_MIB,
+            // With two, this kernel stumbles now and then over code that it changes while the other runs it: the
+            // emulation may keep the old one.
+            cpus: 1,
+            base: Some(parts),
+            disks: vec![root, payload],
+            ..BootOptions::default()
+        };
+        let host = LinuxHost::boot(processes, net, &options).await?;
+        let node = Self { host, kubectl: kubectl.clone() };
+        node.furnish(number).await?;
+        node.start_containerd().await?;
+        node.import_images().await?;
+        node.start_kubelet().await?;
+        node.wait_ready().await?;
+        Ok(node)
+    }
+
+    /// Its name in Kubernetes.
+    pub fn name(&self) -> &str {
+        self.host.name()
+    }
+
+    /// Pulls the plug: no flush, no goodbye.
+    pub fn power_off(&self) {
+        self.host.power_off();
+    }
+
+    /// Boots it again, with the disk as it was, and returns when Kubernetes calls it ready.
+    pub async fn power_on(&mut self, processes: &Processes, net: &Net) -> Result<()> {
+        self.host.power_on(processes, net).await?;
+        self.start_containerd().await?;
+        self.start_kubelet().await?;
+        self.wait_ready().await
+    }
+
+    /// What kubelet has logged.
+    pub async fn kubelet_log(&self) -> Result<String> {
+        self.host.sh("tail -n 200 /var/log/kubelet.log").await
+    }
+
+    /// The end of what a container of the pods with this label has said, for an error.
+    pub async fn pod_log(&self, component: &str, container: &str) -> String {
+        let pattern = format!("/var/log/pods/*{component}*/{container}/*.log");
+        match self.host.sh(&format!("tail -n 60 {pattern} || true")).await {
+            Ok(text) => format!("the end of {container}'s log on {}:\n{text}", self.name()),
+            Err(error) => format!("{container}'s log cannot be read: {error:#}"),
+        }
+    }
+
+    async fn furnish(&self, number: u8) -> Result<()> {
+        let kubeconfig = fs::read(self.kubectl.kubeconfig()).context("read the kubeconfig")?;
+        self.host.sh("umask 077; mkdir -p /etc/kubernetes").await?;
+        self.host.put("/etc/kubernetes/kubeconfig", &kubeconfig).await?;
+        let bridge = format!(
+            r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+                {{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam":
+                    {{"type": "host-local", "ranges": [[{{"subnet": "10.244.{number}.0/24"}}]],
+                      "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}"#
+        );
+        self.host.put("/etc/cni/net.d/10-pods.conflist", bridge.as_bytes()).await?;
+        let names = SERVICES.join(" ");
+        // node-init writes the file anew at every boot, and adds this one.
+        self.host.put("/etc/hosts.services", format!("{HUB_ADDRESS} {names}\n").as_bytes()).await?;
+        Ok(())
+    }
+
+    async fn start_containerd(&self) -> Result<()> {
+        self.host.sh("cat /etc/hosts.services >>/etc/hosts").await?;
+        self.host.sh("containerd >>/var/log/containerd.log 2>&1 </dev/null &").await?;
+        let what = format!("containerd on {}", self.name());
+        let ready = wait_until(CONTAINERD_LIMIT, &what, || async {
+            self.host.sh("ctr -n k8s.io version 2>&1").await.map(drop)
+        })
+        .await;
+        match ready {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error)
+                .context(self.host.sh("tail -n 30 /var/log/containerd.log").await.unwrap_or_default()),
+        }
+    }
+
+    async fn import_images(&self) -> Result<()> {
+        let script = "tar -tf /dev/vdb | while read -r image; do \
+                      tar -xOf /dev/vdb \"$image\" | ctr -n k8s.io image import -; done";
+        let output = self.host.run(IMPORT_LIMIT, script, &[]).await?;
+        ensure!(output.code == Some(0), "{} imported images and it {output}", self.name());
+        Ok(())
+    }
+
+    async fn start_kubelet(&self) -> Result<()> {
+        let (name, address) = (self.name(), self.host.peer().address());
+        let script = format!(
+            "kubelet --kubeconfig=/etc/kubernetes/kubeconfig --container-runtime=remote \
+             --container-runtime-endpoint=unix:///run/containerd/containerd.sock --hostname-override={name} \
+             --node-ip={address} --cgroup-driver=cgroupfs --fail-swap-on=false --anonymous-auth=true \
+             --authorization-mode=AlwaysAllow --eviction-hard= --resolv-conf=/dev/null \
+             --node-status-update-frequency=2s --image-gc-high-threshold=100 \
+             >>/var/log/kubelet.log 2>&1 </dev/null &"
+        );
+        self.host.sh(&script).await.map(drop)
+    }
+
+    /// Waits until Kubernetes has heard of it lately.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let what = format!("{} to be ready", self.name());
+        let ready = wait_until(READY_LIMIT, &what, || async {
+            let node = format!("node/{}", self.name());
+            self.kubectl.wait(&[&node], "Ready", Duration::from_secs(5)).await.map(drop)
+        })
+        .await;
+        match ready {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error).context(self.kubelet_log().await.unwrap_or_default()),
+        }
+    }
+}
+
+/// The folder with kernel, initramfs and root disk; made on the first call on a machine, which downloads: from the hub
+/// of a lab nothing can be.
+pub(super) fn parts() -> Result<PathBuf> {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/kubernetes-node.sh"));
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().context("run e2e/setup/kubernetes-node.sh")?;
+    ensure!(output.status.success(), "e2e/setup/kubernetes-node.sh failed, see above");
+    Ok(String::from_utf8(output.stdout).context("the script prints a path")?.trim_end().into())
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("run {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}

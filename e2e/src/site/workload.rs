@@ -1,0 +1,155 @@
+//! What users put on a cluster: claims, and pods with them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::Site;
+use crate::wait::wait_until;
+
+/// Pods take their time on an emulated processor; kubelet of 1.20 collects what is left of one once a minute.
+const POD_LIMIT: Duration = Duration::from_secs(300);
+const BOUND_LIMIT: Duration = Duration::from_secs(120);
+
+/// A claim for a file system.
+pub fn claim(name: &str, class: &str, size: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": { "name": name },
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": class,
+            "resources": { "requests": { "storage": size } },
+        },
+    })
+}
+
+/// A pod on a node with a claim mounted at /data. It runs a script, is ready when the script has ended well, and stays.
+pub fn pod(name: &str, node: &str, claim: &str, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "app", "image": "localhost/app:1", "imagePullPolicy": "Never",
+                "args": [format!("set -e; {script}; touch /tmp/ready; sleep 100000")],
+                "readinessProbe": { "exec": { "command": ["test", "-e", "/tmp/ready"] }, "periodSeconds": 1 },
+                "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
+            }],
+            "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": claim } }],
+        },
+    })
+}
+
+/// Writes random bytes and notes their checksum.
+pub const WRITE: &str =
+    "dd if=/dev/urandom of=/data/file bs=1M count=4; sha256sum /data/file >/data/sum; sync";
+/// Compares them.
+pub const VERIFY: &str = "sha256sum -c /data/sum";
+/// Writes on an empty disk, and compares when it finds what an earlier life has written.
+pub const WRITE_OR_VERIFY: &str = "if [ -e /data/sum ]; then sha256sum -c /data/sum; else \
+     dd if=/dev/urandom of=/data/file bs=1M count=4; sha256sum /data/file >/data/sum; sync; fi";
+
+impl Site {
+    /// Applies a claim, and returns the name of its PersistentVolume when it is bound.
+    pub async fn bind(&self, name: &str, class: &str, size: &str) -> Result<String> {
+        self.kubectl()?.apply(&claim(name, class, size).to_string()).await?;
+        self.wait_bound(name).await
+    }
+
+    /// Waits until a claim is bound; returns the name of its PersistentVolume.
+    pub async fn wait_bound(&self, name: &str) -> Result<String> {
+        let bound = wait_until(BOUND_LIMIT, "the claim to be bound", || async {
+            let found = self.kubectl()?.get(&["pvc", name]).await?;
+            ensure!(found["status"]["phase"] == "Bound", "{}", found["status"]);
+            Ok(found["spec"]["volumeName"].as_str().context("the name of its volume")?.to_owned())
+        })
+        .await;
+        bound.with_context(|| self.player_log())
+    }
+
+    /// Applies a pod, and waits until it is ready.
+    pub async fn run_pod(&self, name: &str, node: &str, claim: &str, script: &str) -> Result<()> {
+        self.kubectl()?.apply(&pod(name, node, claim, script).to_string()).await?;
+        self.wait_pod(name).await
+    }
+
+    /// Waits until a pod is ready.
+    pub async fn wait_pod(&self, name: &str) -> Result<()> {
+        let pod = format!("pod/{name}");
+        match self.kubectl()?.wait(&[&pod], "Ready", POD_LIMIT).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let described = self.kubectl()?.run(&["describe", &pod]).await.unwrap_or_default();
+                Err(error).context(described).context(self.words_of_the_pods().await)
+            }
+        }
+    }
+
+    /// Waits until the container of a pod was started again, and is ready.
+    pub async fn wait_restarted(&self, name: &str) -> Result<()> {
+        let restarted = wait_until(POD_LIMIT, "the pod's container to be started again", || async {
+            let found = self.kubectl()?.get(&["pod", name]).await?;
+            let status = &found["status"]["containerStatuses"][0];
+            ensure!(status["restartCount"].as_u64() > Some(0) && status["ready"] == true, "{status}");
+            Ok(())
+        })
+        .await;
+        match restarted {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error).context(self.words_of_the_pods().await),
+        }
+    }
+
+    /// Runs a script in a pod; returns what it printed.
+    pub async fn in_pod(&self, pod: &str, script: &str) -> Result<String> {
+        self.kubectl()?.run(&["exec", pod, "--", "sh", "-ec", script]).await
+    }
+
+    /// As `kubectl delete pod` does it: the kubelet confirms when nothing of the pod is left.
+    pub async fn delete_pod(&self, name: &str) -> Result<()> {
+        self.kubectl()?.run(&["delete", "pod", name, "--wait=false"]).await?;
+        let gone = wait_until(POD_LIMIT, "the pod to be gone", || async {
+            let left = self.kubectl()?.run(&["get", "pod", name, "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(left.trim().is_empty(), "{left}");
+            Ok(())
+        })
+        .await;
+        match gone {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error).context(self.words_of_the_pods().await),
+        }
+    }
+
+    /// Deletes all claims, and waits until volumes and replicas are gone from Kubernetes, the registry and the pools.
+    pub async fn delete_claims(&self) -> Result<()> {
+        self.kubectl()?.run(&["delete", "pvc", "--all", "--wait=false"]).await?;
+        let rest = self.rest().await?;
+        let gone = wait_until(POD_LIMIT, "nothing to be left of the claims", || async {
+            let left = self.kubectl()?.run(&["get", "pvc,pv", "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(left.trim().is_empty(), "{left}");
+            let volumes = rest.volumes().await?.entries;
+            ensure!(volumes.is_empty(), "{volumes:?}");
+            let pools = rest.pools().await?;
+            let used: u64 = pools.iter().filter_map(|pool| pool.state.as_ref()).map(|state| state.used).sum();
+            ensure!(used == 0, "{used} bytes in the pools");
+            Ok(())
+        })
+        .await;
+        gone.with_context(|| self.player_log())
+    }
+
+    /// Waits until a node's kernel is connected to no volume.
+    pub async fn wait_disconnected(&self, node: usize) -> Result<()> {
+        wait_until(POD_LIMIT, "the node to be connected to nothing", || async {
+            let controllers = self.nodes[node].host.sh("ls /sys/class/nvme").await?;
+            ensure!(controllers.trim().is_empty(), "{controllers}");
+            Ok(())
+        })
+        .await
+    }
+}
