@@ -51,7 +51,7 @@ test-failover: lab ## Run all stories of failover, the long ones too that test l
 	RUST_LIB_BACKTRACE=0 cargo nextest run --profile failover -p e2e
 
 .PHONY: e2e
-e2e: lab ## Run the stories of claims on Kubernetes nodes, and the test of the images
+e2e: lab ## Run the stories of claims on Kubernetes nodes, the long ones too that test leaves out
 	cargo build --bins -p e2e -p io-engine -p operator -p ha -p csi
 	RUST_LIB_BACKTRACE=0 cargo nextest run --profile e2e -p e2e
 

@@ -69,6 +69,13 @@ impl Kubectl {
         self.run_within(limit + CALL_LIMIT, &args, "").await
     }
 
+    /// `kubectl drain`: pods leave a node, but for those of DaemonSets.
+    pub async fn drain(&self, node: &str, limit: Duration) -> Result<String> {
+        let timeout = format!("--timeout={}s", limit.as_secs().max(1));
+        let args = ["drain", node, "--ignore-daemonsets", "--force", &timeout];
+        self.run_within(limit + CALL_LIMIT, &args, "").await
+    }
+
     /// `kubectl get -o json`.
     pub async fn get(&self, what: &[&str]) -> Result<Value> {
         let args: Vec<&str> = ["get", "-o", "json"].into_iter().chain(what.iter().copied()).collect();
@@ -76,7 +83,8 @@ impl Kubectl {
         serde_json::from_str(&text).with_context(|| format!("kubectl printed {text:?}"))
     }
 
-    async fn run_within(&self, limit: Duration, args: &[&str], input: &str) -> Result<String> {
+    /// Runs kubectl with a limit of the caller's: it may wait for something.
+    pub async fn run_within(&self, limit: Duration, args: &[&str], input: &str) -> Result<String> {
         let call = format!("kubectl {}", args.join(" "));
         tokio::time::timeout(limit, self.call(args, input))
             .await

@@ -26,7 +26,7 @@ use crate::netns::HUB_ADDRESS;
 use crate::place::Place;
 use crate::player::Player;
 use crate::steps::step;
-use crate::wait::wait_until;
+use crate::wait::wait_patiently;
 
 pub mod workload;
 
@@ -157,7 +157,7 @@ impl Site {
 
     /// Waits until the driver is registered with kubelet on all nodes, and ha-node is at work there.
     pub async fn wait_driver(&self) -> Result<()> {
-        let waited = wait_until(PODS_LIMIT, "the driver on all nodes", || async {
+        let waited = wait_patiently(PODS_LIMIT, "the driver on all nodes", || async {
             for node in &self.nodes {
                 let found = self.kubectl()?.get(&["csinode", node.name()]).await?;
                 let drivers = found.pointer("/spec/drivers").and_then(Value::as_array);
@@ -174,6 +174,18 @@ impl Site {
             Ok(()) => Ok(()),
             Err(error) => Err(error).context(self.words_of_the_pods().await),
         }
+    }
+
+    /// The end of a story that held. Operators and players had the rights of the chart's accounts: that none was missing
+    /// is a part of every story.
+    pub fn finish(self) -> Result<()> {
+        let mut said: Vec<_> = self.lab.operators.iter().filter_map(|operator| operator.log().ok()).collect();
+        said.push(self.player_log());
+        let refused =
+            said.iter().flat_map(|log| log.lines()).find(|line| line.to_lowercase().contains("forbidden"));
+        ensure!(refused.is_none(), "a right is missing in the chart: {}", refused.unwrap_or_default());
+        self.lab.run.passed();
+        Ok(())
     }
 
     /// What an error of a story should show of nodes and their pods.

@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep};
 
 /// Short enough that a wait adds nothing one would notice, long enough that a slow check does not eat a core.
 const PAUSE: Duration = Duration::from_millis(20);
+/// For checks that start a program: back to back they would take the core that the awaited one needs.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs `check` until it returns a value. An error of `check` means "not yet" and says what was seen; the last one
 /// is in the error when `deadline` has passed. `what` completes the sentence "waited for …".
@@ -23,7 +25,27 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// .await?;
 /// # Ok(()) }
 /// ```
-pub async fn wait_until<T, F>(deadline: Duration, what: &str, mut check: impl FnMut() -> F) -> Result<T>
+pub async fn wait_until<T, F>(deadline: Duration, what: &str, check: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    wait_with(PAUSE, deadline, what, check).await
+}
+
+/// As [`wait_until`], for a check that starts a program, such as kubectl.
+pub async fn wait_patiently<T, F>(deadline: Duration, what: &str, check: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    wait_with(LONG_PAUSE, deadline, what, check).await
+}
+
+async fn wait_with<T, F>(
+    pause: Duration,
+    deadline: Duration,
+    what: &str,
+    mut check: impl FnMut() -> F,
+) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
@@ -39,11 +61,11 @@ where
                 return Err(seen).with_context(|| timed_out(deadline, what));
             }
         }
-        if Instant::now() + PAUSE >= end {
+        if Instant::now() + pause >= end {
             let seen = seen.unwrap_or_else(|| anyhow!("nothing was seen"));
             return Err(seen).with_context(|| timed_out(deadline, what));
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
     }
 }
 

@@ -34,6 +34,5 @@ async fn a_claim_is_a_disk_for_a_pod() -> Result<()> {
     })
     .await?;
     step("the claim is deleted: nothing is left of it in the pools", site.delete_claims()).await?;
-    site.lab.run.passed();
-    Ok(())
+    site.finish()
 }

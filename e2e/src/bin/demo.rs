@@ -9,9 +9,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use e2e::app::{App, AppOptions};
+use e2e::kubernetes::Controllers;
 use e2e::lab::mirror::connect_options;
 use e2e::lab::volumes::node_number;
-use e2e::lab::{Lab, NAMESPACE, Parts};
+use e2e::lab::{CsiController, Lab, NAMESPACE, Parts};
+use e2e::netns::HUB_ADDRESS;
+use e2e::place::Place;
+use e2e::player::Player;
 use e2e::vm::{BootOptions, GuestIo};
 use e2e::wait::wait_until;
 use engine_api::RebuildState;
@@ -103,6 +107,7 @@ async fn demo(args: &Args) -> Result<(Lab, Target)> {
     step("kubectl wait --for=condition=Ready volume/mirrored", wait_ready(&lab, &["volume/mirrored"]))
         .await?;
     show(&lab).await?;
+    a_claim_is_bound(&lab).await?;
 
     let target = target_of(&volume(&lab).await?)?;
     println!("\n  On a host of yours:  {}\n", target.connect);
@@ -138,6 +143,53 @@ async fn demo(args: &Args) -> Result<(Lab, Target)> {
     }
     lab.hosts.push(host);
     Ok((lab, target))
+}
+
+/// A claim gets a volume from a StorageClass, and gives it back.
+async fn a_claim_is_bound(lab: &Lab) -> Result<()> {
+    let cluster = lab.kubernetes()?;
+    let Some(own) = cluster.own_server() else {
+        println!("  --  claims are shown on a Kubernetes of the demo's own, not on yours");
+        return Ok(());
+    };
+    let kubectl = cluster.kubectl();
+    let rest = lab.operators[0].rest_url();
+    let work = step("kube-controller-manager; csi-controller, and who plays its sidecars", async {
+        let controllers = Controllers::start(&lab.processes, &own.server, &Place::at(HUB_ADDRESS.into()))?;
+        let controller = CsiController::start(&lab.processes, lab.run.path(), &rest).await?;
+        let log = lab.processes.log_dir().join("player.log");
+        let player = Player::start(cluster.client().await?, &controller, &log).await?;
+        Ok((player, controller, controllers))
+    })
+    .await?;
+    step(
+        "kubectl apply -f examples/storageclass.yaml -f examples/pvc.yaml",
+        apply(lab, &["storageclass.yaml", "pvc.yaml"]),
+    )
+    .await?;
+    step("the claim is Bound to a volume of three replicas", async {
+        wait_until(PATIENCE, "the claim to be bound", || async {
+            let claim = kubectl.get(&["pvc", "data"]).await?;
+            ensure!(text(&claim, "/status/phase")? == "Bound", "{}", claim["status"]);
+            Ok(())
+        })
+        .await
+    })
+    .await?;
+    print_table(lab, &["get", "pvc"]).await?;
+    println!();
+    step("kubectl delete -f examples/pvc.yaml: its volume is gone", async {
+        kubectl.run(&["delete", "pvc", "data", "--wait=false"]).await?;
+        wait_until(PATIENCE, "the volume to be gone", || async {
+            let left = kubectl.run(&["get", "pv", "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(left.trim().is_empty(), "{left}");
+            Ok(())
+        })
+        .await
+    })
+    .await?;
+    drop(work);
+    Ok(())
 }
 
 /// The engine of a replica dies, and is back.
@@ -206,8 +258,12 @@ async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T>
 }
 
 async fn apply_examples(lab: &Lab) -> Result<()> {
+    apply(lab, &["diskpool.yaml", "volume.yaml"]).await
+}
+
+async fn apply(lab: &Lab, names: &[&str]) -> Result<()> {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    for name in ["diskpool.yaml", "volume.yaml"] {
+    for name in names {
         let path = examples.join(name);
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         lab.kubernetes()?.kubectl().apply(&text).await?;
@@ -223,13 +279,21 @@ async fn wait_ready(lab: &Lab, what: &[&str]) -> Result<()> {
 
 async fn show(lab: &Lab) -> Result<()> {
     for kind in ["diskpools", "volumes", "nexuses", "mayastornodes"] {
-        let table = lab.kubernetes()?.kubectl().run(&["-n", NAMESPACE, "get", kind]).await?;
-        println!("\n  $ kubectl get {kind}");
-        for line in table.lines() {
-            println!("  {line}");
-        }
+        print_table(lab, &["get", kind]).await?;
     }
     println!();
+    Ok(())
+}
+
+async fn print_table(lab: &Lab, what: &[&str]) -> Result<()> {
+    // Claims are in the namespace default, what is ours in NAMESPACE.
+    let namespace = if what.contains(&"pvc") { "default" } else { NAMESPACE };
+    let args: Vec<_> = ["-n", namespace].iter().chain(what).copied().collect();
+    let table = lab.kubernetes()?.kubectl().run(&args).await?;
+    println!("\n  $ kubectl {}", what.join(" "));
+    for line in table.lines() {
+        println!("  {line}");
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::kubectl::Kubectl;
 use crate::netns::{HUB_ADDRESS, Net};
 use crate::process::Processes;
 use crate::vm::{BootOptions, LinuxHost};
-use crate::wait::wait_until;
+use crate::wait::wait_patiently;
 
 /// containerd with its plugins, on an emulated processor beside others.
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(120);
@@ -124,7 +124,7 @@ impl KubernetesNode {
         self.host.sh("cat /etc/hosts.services >>/etc/hosts").await?;
         self.host.sh("containerd >>/var/log/containerd.log 2>&1 </dev/null &").await?;
         let what = format!("containerd on {}", self.name());
-        let ready = wait_until(CONTAINERD_LIMIT, &what, || async {
+        let ready = wait_patiently(CONTAINERD_LIMIT, &what, || async {
             self.host.sh("ctr -n k8s.io version 2>&1").await.map(drop)
         })
         .await;
@@ -159,7 +159,7 @@ impl KubernetesNode {
     /// Waits until Kubernetes has heard of it lately.
     pub async fn wait_ready(&self) -> Result<()> {
         let what = format!("{} to be ready", self.name());
-        let ready = wait_until(READY_LIMIT, &what, || async {
+        let ready = wait_patiently(READY_LIMIT, &what, || async {
             let node = format!("node/{}", self.name());
             self.kubectl.wait(&[&node], "Ready", Duration::from_secs(5)).await.map(drop)
         })

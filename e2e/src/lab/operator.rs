@@ -131,6 +131,12 @@ impl OperatorNode {
         Ok(())
     }
 
+    /// What it has logged since it was started; it is running.
+    pub fn log(&self) -> Result<String> {
+        let path = self.process()?.log_path();
+        std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    }
+
     /// The running process.
     pub fn process(&self) -> Result<&Process> {
         self.process.as_ref().with_context(|| format!("{} is not running", self.name))

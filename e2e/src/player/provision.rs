@@ -132,7 +132,7 @@ fn manifest(
     Ok(json!({
         "metadata": { "name": name, "annotations": { PROVISIONED_BY: stage.driver } },
         "spec": {
-            "capacity": { "storage": made.capacity_bytes.to_string() },
+            "capacity": { "storage": binary(made.capacity_bytes)? },
             "accessModes": spec.access_modes,
             "persistentVolumeReclaimPolicy": class.reclaim_policy,
             "storageClassName": spec.storage_class_name,
@@ -154,6 +154,11 @@ fn manifest(
             "nodeAffinity": affinity,
         },
     }))
+}
+
+/// As Kubernetes writes it: 2Gi.
+pub(super) fn binary(bytes: i64) -> Result<String> {
+    Ok(Bytes::from_bytes(u64::try_from(bytes).context("a size below zero")?).to_string())
 }
 
 /// A volume was made or changed.

@@ -13,6 +13,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::Stage;
+use super::provision::binary;
 
 fn bytes(quantity: Option<&Quantity>) -> Result<u64> {
     let bytes: Bytes = quantity.context("a size")?.0.parse()?;
@@ -53,7 +54,7 @@ pub(super) async fn claim(claim: Arc<PersistentVolumeClaim>, stage: Arc<Stage>) 
     };
     let grown = stage.csi.clone().controller_expand_volume(request).await;
     let grown = grown.context("ControllerExpandVolume")?.into_inner();
-    let capacity = json!({ "storage": grown.capacity_bytes.to_string() });
+    let capacity = json!({ "storage": binary(grown.capacity_bytes)? });
     let patch = json!({ "spec": { "capacity": capacity } });
     volumes.patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
     let status = if grown.node_expansion_required {

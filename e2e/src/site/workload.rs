@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Site;
-use crate::wait::wait_until;
+use crate::wait::wait_patiently;
 
 /// Pods take their time on an emulated processor; kubelet of 1.20 collects what is left of one once a minute.
 const POD_LIMIT: Duration = Duration::from_secs(300);
@@ -63,7 +63,7 @@ impl Site {
 
     /// Waits until a claim is bound; returns the name of its PersistentVolume.
     pub async fn wait_bound(&self, name: &str) -> Result<String> {
-        let bound = wait_until(BOUND_LIMIT, "the claim to be bound", || async {
+        let bound = wait_patiently(BOUND_LIMIT, "the claim to be bound", || async {
             let found = self.kubectl()?.get(&["pvc", name]).await?;
             ensure!(found["status"]["phase"] == "Bound", "{}", found["status"]);
             Ok(found["spec"]["volumeName"].as_str().context("the name of its volume")?.to_owned())
@@ -92,7 +92,7 @@ impl Site {
 
     /// Waits until the container of a pod was started again, and is ready.
     pub async fn wait_restarted(&self, name: &str) -> Result<()> {
-        let restarted = wait_until(POD_LIMIT, "the pod's container to be started again", || async {
+        let restarted = wait_patiently(POD_LIMIT, "the pod's container to be started again", || async {
             let found = self.kubectl()?.get(&["pod", name]).await?;
             let status = &found["status"]["containerStatuses"][0];
             ensure!(status["restartCount"].as_u64() > Some(0) && status["ready"] == true, "{status}");
@@ -112,15 +112,8 @@ impl Site {
 
     /// As `kubectl delete pod` does it: the kubelet confirms when nothing of the pod is left.
     pub async fn delete_pod(&self, name: &str) -> Result<()> {
-        self.kubectl()?.run(&["delete", "pod", name, "--wait=false"]).await?;
-        let gone = wait_until(POD_LIMIT, "the pod to be gone", || async {
-            let left = self.kubectl()?.run(&["get", "pod", name, "--ignore-not-found", "-o", "name"]).await?;
-            ensure!(left.trim().is_empty(), "{left}");
-            Ok(())
-        })
-        .await;
-        match gone {
-            Ok(()) => Ok(()),
+        match self.kubectl()?.run_within(POD_LIMIT, &["delete", "pod", name], "").await {
+            Ok(_) => Ok(()),
             Err(error) => Err(error).context(self.words_of_the_pods().await),
         }
     }
@@ -129,7 +122,7 @@ impl Site {
     pub async fn delete_claims(&self) -> Result<()> {
         self.kubectl()?.run(&["delete", "pvc", "--all", "--wait=false"]).await?;
         let rest = self.rest().await?;
-        let gone = wait_until(POD_LIMIT, "nothing to be left of the claims", || async {
+        let gone = wait_patiently(POD_LIMIT, "nothing to be left of the claims", || async {
             let left = self.kubectl()?.run(&["get", "pvc,pv", "--ignore-not-found", "-o", "name"]).await?;
             ensure!(left.trim().is_empty(), "{left}");
             let volumes = rest.volumes().await?.entries;
@@ -145,7 +138,7 @@ impl Site {
 
     /// Waits until a node's kernel is connected to no volume.
     pub async fn wait_disconnected(&self, node: usize) -> Result<()> {
-        wait_until(POD_LIMIT, "the node to be connected to nothing", || async {
+        wait_patiently(POD_LIMIT, "the node to be connected to nothing", || async {
             let controllers = self.nodes[node].host.sh("ls /sys/class/nvme").await?;
             ensure!(controllers.trim().is_empty(), "{controllers}");
             Ok(())
