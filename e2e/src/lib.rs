@@ -39,6 +39,7 @@ pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod run_dir;
+pub mod scrape;
 pub mod site;
 pub mod steps;
 pub mod vm;

@@ -12,6 +12,7 @@ use ::csi::proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, 
 use anyhow::{Context as _, Result, ensure};
 use control_api::RegisterAppNode;
 use e2e::lab::{CsiController, Lab, Parts};
+use e2e::scrape::{figure, scrape};
 use e2e::steps::step;
 use e2e::wait::wait_until;
 use tokio_util::sync::CancellationToken;
@@ -317,6 +318,29 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
             "served from where it is used"
         );
         Ok(context)
+    })
+    .await?;
+    step("figures of the operator and of the engine that serves it", async {
+        let page = scrape(lab.operators[0].metrics()).await?;
+        let is = |page: &str, name: &str, labels: &[&str], value: f64| {
+            let found = figure(page, name, labels);
+            ensure!(found == Some(value), "{name} with {labels:?} is {found:?}, not {value}, in\n{page}");
+            Ok(())
+        };
+        is(&page, "operator_leading", &[], 1.0)?;
+        is(&page, "operator_node_online", &["node=\"node-2\""], 1.0)?;
+        is(&page, "operator_volume_published", &[&id], 1.0)?;
+        is(&page, "operator_volumes", &["status=\"online\""], 1.0)?;
+        is(&page, "operator_pool_online", &["pool=\"pool-node-1\""], 1.0)?;
+        let page = scrape(lab.node(1).metrics()).await?;
+        is(&page, "io_engine_nexus_serving", &[&id], 1.0)?;
+        is(&page, "io_engine_nexus_children_online", &[&id], 2.0)?;
+        is(&page, "io_engine_nexus_io_errors_total", &[&id, "operation=\"write\""], 0.0)?;
+        is(&page, "io_engine_pool_online", &["pool=\"pool-node-1\""], 1.0)?;
+        let taken =
+            figure(&page, "io_engine_pool_used_bytes", &["pool-node-1"]).context("it has a replica")?;
+        ensure!(taken >= 16.0 * 1024.0 * 1024.0, "{taken}");
+        Ok(())
     })
     .await?;
     step("XC-17 not for a second node; XC-15 that one has nothing to lose", async {

@@ -17,6 +17,7 @@
 
 pub mod error;
 pub mod fault;
+pub mod figures;
 pub mod lba;
 pub mod memory;
 pub mod null;

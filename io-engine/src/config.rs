@@ -70,6 +70,9 @@ pub struct Options {
     /// Limit of one registration in seconds.
     #[arg(long, env = "MAYASTOR_HB_TIMEOUT_SEC", default_value_t = 5, value_name = "SECONDS", hide = true)]
     pub heartbeat_timeout: u64,
+    /// Where figures are shown.
+    #[command(flatten)]
+    pub metrics: telemetry::metrics::MetricsOptions,
     /// Log options.
     #[command(flatten)]
     pub log: telemetry::LogOptions,

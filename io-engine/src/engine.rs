@@ -17,6 +17,7 @@ mod api;
 mod core;
 mod export;
 mod fault;
+pub mod figures;
 mod gatekeeper;
 mod nexuses;
 mod pools;

@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod host;
 pub mod initiator;
 pub mod member;
+pub mod metrics;
 pub mod nexus;
 pub mod pool;
 pub mod rebuild;

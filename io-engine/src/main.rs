@@ -9,7 +9,10 @@ use engine_api::{Features, NodeInfo};
 use io_engine::config::{Config, Options};
 use io_engine::engine::Engine;
 use io_engine::grpc::{Door, registration};
+use io_engine::metrics::Metrics;
+use prometheus_client::registry::Registry;
 use telemetry::TelemetryOptions;
+use telemetry::metrics::MetricsOptions;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -19,13 +22,14 @@ const CONTROL_THREADS: usize = 1;
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let _telemetry = telemetry::init(&TelemetryOptions::new("io-engine", &options.log))?;
+    let shown = options.metrics.clone();
     let config = options.into_config()?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()
         .build()
         .context("start the control threads")?;
-    let ended = tokio.block_on(run(config));
+    let ended = tokio.block_on(run(config, &shown));
     if let Err(error) = &ended {
         tracing::error!("{error:#}");
     }
@@ -43,13 +47,29 @@ fn node_info(config: &Config) -> NodeInfo {
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn serve_metrics(shown: &MetricsOptions, engine: &Engine) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let handle = engine.handle();
+    let look = move || {
+        let (metrics, handle) = (metrics.clone(), handle.clone());
+        async move { metrics.look(handle).await }
+    };
+    if let Some(address) = shown.serve_with(registry, look).await.context("serve the metrics")? {
+        tracing::info!(metrics.address = %address, "metrics served");
+    }
+    Ok(())
+}
+
+async fn run(config: Config, shown: &MetricsOptions) -> anyhow::Result<()> {
     let shutdown = telemetry::shutdown_requested().context("catch signals")?;
     let info = node_info(&config);
     let door = Door::open(config.grpc).await?;
     let engine = Engine::start(&config, info.clone(), tokio::runtime::Handle::current()).await?;
     tracing::info!(node = %info.node, grpc = %config.grpc, target = %config.target, "engine is ready");
 
+    serve_metrics(shown, &engine).await?;
     let (end, mut ending) = watch::channel(false);
     let serving = tokio::spawn(door.serve(engine.handle(), async move {
         // A dropped sender means the same.

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use self::gate::Gate;
 use self::regions::Regions;
+use crate::block::figures::{Figures, Measure};
 use crate::block::{BlockDevice, Blocks, Geometry, RangeLock};
 use crate::pool::core::{Core, detached_call};
 use crate::pool::record::{AttributeKey, Change, LayerId, ReplicaRow};
@@ -157,6 +158,8 @@ pub(crate) struct Shared {
     /// One change of the row at a time.
     row_turn: Mutex<()>,
     ran_without_break: Cell<bool>,
+    /// What all its handles did.
+    measure: Measure,
 }
 
 /// A replica of an open pool; clones are handles to the same one.
@@ -185,6 +188,7 @@ impl Replica {
             fence: reserved::restored(core, row.uuid),
             row_turn: Mutex::new(()),
             ran_without_break,
+            measure: Measure::default(),
         };
         Self { caller: shared.fence.nobody(), shared: Rc::new(shared) }
     }
@@ -192,6 +196,11 @@ impl Replica {
     /// The replica's UUID.
     pub fn uuid(&self) -> Uuid {
         self.shared.uuid
+    }
+
+    /// What was read and written since it was opened, by nexuses here and elsewhere.
+    pub fn figures(&self) -> Figures {
+        self.shared.measure.figures()
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -678,3 +678,23 @@ fn allocated_runs_are_what_was_written() {
         assert!(replica.allocated(0..5 * MIB, 9).await.is_err());
     });
 }
+
+/// As Prometheus is told: requests through every handle, a refused one as an error.
+#[test]
+fn a_replica_counts_what_is_asked_of_it() {
+    run(1, async {
+        let pool = create(&memory(32 * MIB)).await;
+        let replica = add(&pool, 1, 4 * MIB, true).await;
+        write(&replica, 0, &[7; 8192]).await.unwrap();
+        read(&get(&pool, 1), 0, 4096).await;
+        replica.unmap(blocks(0, 4096)).await.unwrap();
+        replica.flush().await.unwrap();
+        write(&replica, 4 * MIB, &[7; 512]).await.unwrap_err();
+        let [reads, writes, unmaps, flushes] = replica.figures();
+        assert_eq!((reads.requests, reads.bytes, reads.errors), (1, 4096, 0));
+        assert_eq!((writes.requests, writes.bytes, writes.errors), (2, 8192, 1));
+        assert_eq!((unmaps.requests, unmaps.bytes), (1, 4096));
+        assert_eq!((flushes.requests, flushes.bytes), (1, 0));
+        assert_eq!(writes.within.iter().sum::<u64>(), 2);
+    });
+}

@@ -92,6 +92,8 @@ pub struct Args {
     #[arg(long, env = "HA_DISABLED")]
     pub disable_ha: bool,
     #[command(flatten)]
+    pub metrics: telemetry::metrics::MetricsOptions,
+    #[command(flatten)]
     pub log: telemetry::LogOptions,
     /// Do not serve Kubernetes resources, even where a cluster can be reached.
     #[arg(long, conflicts_with = "kubeconfig")]

@@ -18,6 +18,7 @@
 //! | when things are looked at again | [`reconcile`] |
 //! | what REST answers | [`rest`] |
 //! | what Kubernetes shows and asks | [`kube`], and [`plane`] for what the services answer |
+//! | what Prometheus is told | [`metrics`] |
 //! | who leads | [`leader`] |
 //! | subcommands for the chart's hooks | [`chores`] |
 
@@ -33,6 +34,7 @@ pub mod error;
 pub mod grpc;
 pub mod kube;
 pub mod leader;
+pub mod metrics;
 pub mod nexus;
 pub mod node;
 pub mod plane;

@@ -16,8 +16,10 @@ use operator::kube::Controllers;
 use operator::kube::leads::LeadsLabel;
 use operator::kube::{node_labels, persistent_volumes};
 use operator::leader::{Companion, TermParts, lead};
+use operator::metrics::Metrics;
 use operator::plane::Plane;
 use operator::rest;
+use prometheus_client::registry::Registry;
 use store::{EtcdOptions, EtcdStore, Keys};
 use telemetry::TelemetryOptions;
 use tokio::net::TcpListener;
@@ -49,6 +51,11 @@ async fn main() -> anyhow::Result<()> {
     info!(rest.address = %args.http, registration.address = %args.grpc_server_addr, "operator started");
 
     let (terms_sender, terms) = watch::channel(None);
+    let mut registry = Registry::default();
+    Metrics::register(terms.clone(), &mut registry);
+    if let Some(address) = args.metrics.serve(registry).await.context("serve the metrics")? {
+        info!(metrics.address = %address, "metrics served");
+    }
     let leading = tokio::spawn(lead(term_parts(&args, store, companions), terms_sender, shutdown.clone()));
     let rest = tokio::spawn(
         axum::serve(rest_listener, rest::router(terms.clone()))

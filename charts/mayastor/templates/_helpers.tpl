@@ -167,3 +167,15 @@ subjects:
 {{- define "mayastor.has.classes" -}}
 {{- or (semverCompare ">=1.34-0" .Capabilities.KubeVersion.Version) (.Capabilities.APIVersions.Has "storage.k8s.io/v1beta1/VolumeAttributesClass") -}}
 {{- end -}}
+
+{{/* What serves figures with metrics.enabled, as a JSON list. */}}
+{{- define "mayastor.measured" -}}
+{{- $measured := list "operator" "io-engine" }}
+{{- if or .Values.csi.enabled .Values.agents.ha.enabled }}
+{{- $measured = append $measured "csi-node" }}
+{{- end }}
+{{- if .Values.agents.ha.enabled }}
+{{- $measured = concat $measured (list "ha-cluster" "ha-node") }}
+{{- end }}
+{{- toJson $measured }}
+{{- end }}

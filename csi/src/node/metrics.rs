@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::{Registry, Unit};
-use telemetry::metrics::gauges;
+use telemetry::metrics::{gauges, number};
 use uuid::Uuid;
 
 use super::initiator::Initiator;
@@ -87,37 +87,31 @@ impl Collector for Metrics {
         let encoder = &mut encoder;
         type Figure = fn(&Figures) -> Option<f64>;
         let all: [(&str, &str, Option<Unit>, Figure); 7] = [
-            ("volume_paths", "Paths of a connected volume", None, |it| Some(count(it.paths as u64))),
+            ("volume_paths", "Paths of a connected volume", None, |it| Some(number(it.paths as u64))),
             ("volume_usable_paths", "Paths of a connected volume that carry I/O", None, |it| {
-                Some(count(it.usable_paths as u64))
+                Some(number(it.usable_paths as u64))
             }),
             ("volume_capacity", "Size of a mounted file system", Some(Unit::Bytes), |it| {
-                it.usage.map(|usage| count(usage.bytes))
+                it.usage.map(|usage| number(usage.bytes))
             }),
             ("volume_used", "Space that is taken in it", Some(Unit::Bytes), |it| {
-                it.usage.map(|usage| count(usage.bytes_used))
+                it.usage.map(|usage| number(usage.bytes_used))
             }),
             ("volume_available", "Space that applications can take yet", Some(Unit::Bytes), |it| {
-                it.usage.map(|usage| count(usage.bytes_free))
+                it.usage.map(|usage| number(usage.bytes_free))
             }),
             ("volume_inodes", "Inodes of a mounted file system; none where it counts none", None, |it| {
-                it.usage.filter(|usage| usage.inodes > 0).map(|usage| count(usage.inodes))
+                it.usage.filter(|usage| usage.inodes > 0).map(|usage| number(usage.inodes))
             }),
             ("volume_inodes_free", "Inodes that can be made yet", None, |it| {
-                it.usage.filter(|usage| usage.inodes > 0).map(|usage| count(usage.inodes_free))
+                it.usage.filter(|usage| usage.inodes > 0).map(|usage| number(usage.inodes_free))
             }),
         ];
         for (name, help, unit, figure) in all {
             let points =
-                seen.iter().filter_map(|(volume, it)| Some(([("volume", volume.as_str())], figure(it)?)));
+                seen.iter().filter_map(|(volume, it)| Some((vec![("volume", volume.clone())], figure(it)?)));
             gauges(encoder, (name, help, unit), points)?;
         }
         Ok(())
     }
-}
-
-/// Prometheus has floating point only.
-#[allow(clippy::cast_precision_loss)]
-fn count(of: u64) -> f64 {
-    of as f64
 }

@@ -1,6 +1,7 @@
 //! An io-engine on a node of its own: a namespace with an address, a disk, a process that can be killed.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::wait::wait_until;
 
 /// Upstream's port for the engine's API.
 const GRPC_PORT: u16 = 10_124;
+/// Where it serves figures.
+const METRICS_PORT: u16 = 9502;
 /// From start to answering, on a busy machine, with pools to import.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// An orderly stop exports pools, which writes little.
@@ -81,6 +84,11 @@ impl EngineNode {
         Ok(GrpcConnector::default().connect(&self.grpc_endpoint())?)
     }
 
+    /// Where figures are served, for the hub.
+    pub fn metrics(&self) -> SocketAddr {
+        SocketAddr::new(self.peer().address().into(), METRICS_PORT)
+    }
+
     fn grpc_endpoint(&self) -> String {
         format!("{}:{GRPC_PORT}", self.peer().address())
     }
@@ -106,6 +114,7 @@ impl EngineNode {
         ));
         command.arg(program("io-engine")?);
         command.args(["-N", &self.name(), "--grpc-ip", &address, "-T", &address]);
+        command.args(["--metrics", &self.metrics().to_string()]);
         command.arg("--state-dir").arg(self.dir.join("state"));
         if let Some(registration) = &self.surroundings.registration {
             command.args(["-R", registration]);

@@ -1,5 +1,6 @@
 //! Operators in the hub: any number of them, of which one leads.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub struct OperatorNode {
     name: String,
     rest_port: u16,
     registration_port: u16,
+    metrics_port: u16,
     arguments: Vec<String>,
     process: Option<Process>,
 }
@@ -31,13 +33,14 @@ pub struct OperatorNode {
 impl OperatorNode {
     /// An operator with its registry in `etcd`, and Kubernetes where `kubeconfig` names one.
     pub fn new(number: u8, etcd: &str, kubeconfig: Option<&Path>) -> Result<Self> {
-        let (rest_port, registration_port) = (free_port()?, free_port()?);
+        let (rest_port, registration_port, metrics_port) = (free_port()?, free_port()?, free_port()?);
         let name = format!("operator-{number}");
         let mut arguments: Vec<String> = [
             ("--store", etcd.to_owned()),
             ("--instance-name", name.clone()),
             ("--http", format!("{HUB_ADDRESS}:{rest_port}")),
             ("--grpc-server-addr", format!("{HUB_ADDRESS}:{registration_port}")),
+            ("--metrics", format!("{HUB_ADDRESS}:{metrics_port}")),
             // A demonstration and its tests should not wait for periods that suit a data centre.
             ("--store-lease-ttl", "5s".to_owned()),
             ("--cache-period", "1s".to_owned()),
@@ -51,7 +54,7 @@ impl OperatorNode {
             Some(path) => arguments.extend(["--kubeconfig".to_owned(), path.display().to_string()]),
             None => arguments.push("--without-kubernetes".to_owned()),
         }
-        Ok(Self { name, rest_port, registration_port, arguments, process: None })
+        Ok(Self { name, rest_port, registration_port, metrics_port, arguments, process: None })
     }
 
     /// This operator behind a service.
@@ -66,6 +69,11 @@ impl OperatorNode {
     pub fn rest_backend(&self) -> Result<Backend> {
         let backend = self.backend()?;
         Ok(Backend { address: (HUB_ADDRESS, self.rest_port).into(), ..backend })
+    }
+
+    /// Where figures are served.
+    pub fn metrics(&self) -> SocketAddr {
+        (HUB_ADDRESS, self.metrics_port).into()
     }
 
     /// Where REST is served.

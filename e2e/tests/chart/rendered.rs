@@ -441,16 +441,28 @@ fn the_dashboard_asks_for_figures_that_are_there() {
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
             let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            asked.extend(words.filter(|word| word.starts_with("ha_")).map(str::to_owned));
+            let ours = ["ha_cluster_", "ha_node_", "operator_", "io_engine_", "csi_node_"];
+            let is_ours = |word: &&str| ours.iter().any(|prefix| word.starts_with(prefix));
+            asked.extend(words.filter(is_ours).map(str::to_owned));
         }
     }
-    assert!(asked.len() >= 6, "{asked:?}");
+    assert!(asked.len() >= 15, "{asked:?}");
+    let sources = [
+        ("ha_cluster_", "ha/src/cluster/metrics.rs"),
+        ("ha_node_", "ha/src/node/metrics.rs"),
+        ("operator_", "operator/src/metrics.rs"),
+        ("io_engine_", "io-engine/src/metrics.rs"),
+        ("csi_node_", "csi/src/node/metrics.rs"),
+    ];
     for name in asked {
-        let agent = if name.starts_with("ha_cluster_") { "cluster" } else { "node" };
-        let source = fs::read_to_string(repository(&format!("ha/src/{agent}/metrics.rs"))).unwrap();
-        let family = name.trim_start_matches("ha_cluster_").trim_start_matches("ha_node_");
-        let family = family.trim_end_matches("_total").trim_end_matches("_seconds_bucket");
-        assert!(source.contains(&format!("\"{family}\"")), "{name} is no figure of ha-{agent}");
+        let (prefix, file) = sources.iter().find(|(prefix, _)| name.starts_with(prefix)).unwrap();
+        let source = fs::read_to_string(repository(file)).unwrap();
+        let family = name.trim_start_matches(prefix).trim_end_matches("_total");
+        let family = family.trim_end_matches("_seconds_bucket").trim_end_matches("_bytes");
+        // Figures of I/O are alike for nexuses and replicas.
+        let shared = family.replace("nexus_", "{what}_").replace("replica_", "{what}_");
+        let is_there = [family, &shared].iter().any(|family| source.contains(&format!("\"{family}\"")));
+        assert!(is_there, "{name} is no figure of {file}");
     }
 }
 

@@ -18,6 +18,7 @@ use super::fault::{of_nexus, of_target};
 use super::replicas::{allowed_hosts, nqn_of};
 use super::standby::Serving;
 use super::turns::Object;
+use crate::block::figures::Figures;
 use crate::block::{BlockDevice, Blocks, Geometry};
 use crate::device::DeviceUri;
 use crate::initiator::InitiatorOptions;
@@ -238,6 +239,10 @@ impl Core {
     pub(super) fn list_nexuses(&self) -> Vec<Shown> {
         let nexuses = self.nexuses.borrow();
         nexuses.iter().filter_map(|(uuid, slot)| self.show_slot(*uuid, slot)).collect()
+    }
+
+    pub(super) fn nexus_figures(&self, uuid: Uuid) -> Option<Figures> {
+        self.nexuses.borrow().get(&uuid).map(|slot| slot.serving.figures())
     }
 
     fn show_nexus(&self, uuid: Uuid) -> Result<Shown, ApiError> {

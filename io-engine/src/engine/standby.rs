@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use runtime::{IoBuf, IoBytes};
 
+use crate::block::figures::{Figures, Measure, Operation};
 use crate::block::{BlockDevice, BlockError, Geometry, Lba, LbaRange, WriteOptions};
 use crate::nexus::EngineNexus;
 use crate::watch;
@@ -14,16 +15,27 @@ pub(super) struct Serving {
     nexus: Rc<watch::Sender<Option<EngineNexus>>>,
     /// What hosts are told before children were opened.
     shown: Geometry,
+    /// What hosts asked for, the time that they waited included.
+    measure: Rc<Measure>,
 }
 
 impl Serving {
     pub(super) fn new(shown: Geometry) -> Self {
-        Self { nexus: Rc::new(watch::Sender::new(None)), shown }
+        Self { nexus: Rc::new(watch::Sender::new(None)), shown, measure: Rc::default() }
     }
 
     /// From now on this nexus serves.
     pub(super) fn begin(&self, nexus: EngineNexus) {
         self.nexus.send_modify(|serving| *serving = Some(nexus));
+    }
+
+    /// What hosts asked for since it was made.
+    pub(super) fn figures(&self) -> Figures {
+        self.measure.figures()
+    }
+
+    fn len_of(&self, range: LbaRange) -> u64 {
+        range.blocks().0 * u64::from(self.geometry().block_bytes)
     }
 
     async fn nexus(&self) -> EngineNexus {
@@ -44,22 +56,27 @@ impl BlockDevice for Serving {
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
-        self.nexus().await.read(lba, buf).await
+        let bytes = buf.len() as u64;
+        self.measure.of(Operation::Read, bytes, async { self.nexus().await.read(lba, buf).await }).await
     }
 
     async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
-        self.nexus().await.write(lba, data, options).await
+        let bytes = data.len() as u64;
+        let request = async { self.nexus().await.write(lba, data, options).await };
+        self.measure.of(Operation::Write, bytes, request).await
     }
 
     async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
-        self.nexus().await.write_zeroes(range, options).await
+        let request = async { self.nexus().await.write_zeroes(range, options).await };
+        self.measure.of(Operation::Unmap, self.len_of(range), request).await
     }
 
     async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
-        self.nexus().await.unmap(range).await
+        let request = async { self.nexus().await.unmap(range).await };
+        self.measure.of(Operation::Unmap, self.len_of(range), request).await
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
-        self.nexus().await.flush().await
+        self.measure.of(Operation::Flush, 0, async { self.nexus().await.flush().await }).await
     }
 }

@@ -7,6 +7,7 @@ use futures::future::join_all;
 use runtime::{IoBuf, IoBytes};
 
 use super::{Replica, Shared};
+use crate::block::figures::Operation;
 use crate::block::{
     BlockDevice, BlockError, Blocks, Geometry, Lba, LbaRange, RangeGuard, WriteOptions, to_usize,
 };
@@ -266,12 +267,43 @@ impl BlockDevice for Replica {
     }
 
     async fn read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
+        let bytes = buf.len() as u64;
+        self.shared.measure.of(Operation::Read, bytes, self.do_read(lba, buf)).await
+    }
+
+    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+        let bytes = data.len() as u64;
+        self.shared.measure.of(Operation::Write, bytes, self.do_write(lba, data, options)).await
+    }
+
+    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+        let bytes = self.len_of(range);
+        self.shared.measure.of(Operation::Unmap, bytes, self.do_write_zeroes(range, options)).await
+    }
+
+    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+        let bytes = self.len_of(range);
+        self.shared.measure.of(Operation::Unmap, bytes, self.do_unmap(range)).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.shared.measure.of(Operation::Flush, 0, self.do_flush()).await
+    }
+}
+
+/// The requests themselves; [`BlockDevice`] counts them.
+impl Replica {
+    fn len_of(&self, range: LbaRange) -> u64 {
+        range.blocks().0 * u64::from(self.shared.geometry.get().block_bytes)
+    }
+
+    async fn do_read(&self, lba: Lba, buf: IoBuf) -> Result<IoBuf, BlockError> {
         let bytes = self.shared.geometry.get().check_bytes(lba, buf.len())?;
         let _inside = self.enter(Access::Read)?;
         self.shared.read_bytes(bytes.start, buf).await
     }
 
-    async fn write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
+    async fn do_write(&self, lba: Lba, data: IoBytes, options: WriteOptions) -> Result<(), BlockError> {
         let bytes = self.shared.geometry.get().check_bytes(lba, data.len())?;
         if bytes.is_empty() {
             return Ok(());
@@ -293,7 +325,7 @@ impl BlockDevice for Replica {
         detached(request).await
     }
 
-    async fn write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
+    async fn do_write_zeroes(&self, range: LbaRange, options: WriteOptions) -> Result<(), BlockError> {
         let bytes = self.shared.geometry.get().check(range)?;
         if bytes.is_empty() {
             return Ok(());
@@ -320,7 +352,7 @@ impl BlockDevice for Replica {
         self.changed(bytes, zeroing).await
     }
 
-    async fn unmap(&self, range: LbaRange) -> Result<(), BlockError> {
+    async fn do_unmap(&self, range: LbaRange) -> Result<(), BlockError> {
         let bytes = self.shared.geometry.get().check(range)?;
         let pages = bytes.start.div_ceil(PAGE_BYTES)..bytes.end / PAGE_BYTES;
         if pages.start >= pages.end {
@@ -330,7 +362,7 @@ impl BlockDevice for Replica {
         self.changed(whole, async move |shared: Rc<Shared>| shared.clear_locked(pages).await).await
     }
 
-    async fn flush(&self) -> Result<(), BlockError> {
+    async fn do_flush(&self) -> Result<(), BlockError> {
         let shared = Rc::clone(&self.shared);
         let inside = self.enter(Access::Write)?;
         let request = async move {

@@ -59,28 +59,61 @@ impl MetricsOptions {
 }
 
 /// Labels of a figure: names and values.
-pub type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+pub type Labels = Vec<(&'static str, String)>;
 
 /// Writes a gauge of many objects, from what is known of them now.
-pub fn gauges<'a, const N: usize>(
+pub fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help, unit): (&str, &str, Option<Unit>),
-    points: impl IntoIterator<Item = (Labels<'a, N>, f64)>,
+    points: impl IntoIterator<Item = (Labels, f64)>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
     points.into_iter().try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
 }
 
 /// Writes a counter of many objects; the format adds `_total` to its name.
-pub fn counters<'a, const N: usize>(
+pub fn counters(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help, unit): (&str, &str, Option<Unit>),
-    points: impl IntoIterator<Item = (Labels<'a, N>, f64)>,
+    points: impl IntoIterator<Item = (Labels, f64)>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
     points.into_iter().try_for_each(|(labels, value)| {
         family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(&value, None)
     })
+}
+
+/// Durations of many objects, counted in classes.
+#[derive(Clone, Debug)]
+pub struct Durations {
+    /// All of them together, in seconds.
+    pub sum: f64,
+    /// How many.
+    pub count: u64,
+    /// Upper bound of each class in seconds, and how many are in it and in no class before. The rest is longer.
+    pub classes: Vec<(f64, u64)>,
+}
+
+/// Writes a histogram of durations of many objects.
+pub fn durations(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    points: impl IntoIterator<Item = (Labels, Durations)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    points.into_iter().try_for_each(|(labels, durations)| {
+        let within: u64 = durations.classes.iter().map(|(_, count)| count).sum();
+        let mut classes = durations.classes;
+        classes.push((f64::INFINITY, durations.count.saturating_sub(within)));
+        let mut one = family.encode_family(&labels)?;
+        one.encode_histogram::<NoLabelSet>(durations.sum, durations.count, &classes, None)
+    })
+}
+
+/// A count as Prometheus has all numbers.
+#[allow(clippy::cast_precision_loss)]
+pub fn number(of: u64) -> f64 {
+    of as f64
 }
 
 fn page(registry: &Registry) -> Response {
