@@ -134,6 +134,22 @@ fn c2_a_volume_that_a_persistent_volume_refers_to_is_not_destroyed_with_its_cr()
     assert_eq!(scene.next(), None);
 }
 
+/// An operator that has just begun has not listed them; one may refer to the volume.
+#[test]
+fn c2_a_volume_is_not_destroyed_with_its_cr_before_persistent_volumes_were_listed() {
+    let object = VolumeObject { spec: spec(2), is_use_unknown: true, ..VolumeObject::default() };
+    let mut scene = Scene {
+        cr: Some(deleted(cr(spec(2)))),
+        standing: Some(Standing::Exists(Box::new(object.clone()))),
+        mirror: Some(mirror(&spec(2))),
+        ..Scene::default()
+    };
+    assert_eq!(scene.next(), None);
+    let listed = VolumeObject { is_use_unknown: false, ..object };
+    scene.standing = Some(Standing::Exists(Box::new(listed)));
+    assert_eq!(scene.next(), Some(Step::Do(Verb::Destroy)));
+}
+
 /// A deletion through CSI or REST is never held by the CR.
 #[test]
 fn c2_a_volume_deleted_elsewhere_takes_its_cr_along() {
