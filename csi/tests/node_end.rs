@@ -17,7 +17,7 @@ use csi::host::mount::{FileSystem, Mounts, Options};
 use csi::host::target::answering;
 use csi::host::{ControllerState, HostIdentity, Nvme as _};
 use csi::node::metrics::Metrics;
-use csi::node::shutdown::{Left, release_volumes};
+use csi::node::shutdown::{Left, goes_down, release_volumes};
 use csi::node::{FreezeService, Initiator, Settings};
 use csi::proto::plugin::node_plugin_server::NodePlugin as _;
 use csi::proto::plugin::{FindVolumeRequest, FreezeFsRequest, UnfreezeFsRequest, VolumeUse};
@@ -157,6 +157,18 @@ async fn what_cannot_be_frozen_is_refused_and_left_alone() {
     refused(freeze(&service, VOLUME, 0).await, Code::Internal, "freeze");
     assert!(!lab.memory.is_frozen(DISK));
     freeze(&service, VOLUME, 0).await.unwrap();
+}
+
+/// Every upgrade of the pod ends the plugin, and where systemd cannot be asked nobody knows whether this is one.
+#[tokio::test]
+async fn f4_a_plugin_that_ends_and_does_not_know_why_lets_volumes_be() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!goes_down(folder.path().join("absent")).await);
+    // Somebody listens there and never answers.
+    let silent = folder.path().join("silent");
+    let listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    assert!(!goes_down(silent).await);
+    drop(listener);
 }
 
 /// Then nothing waits for a lost volume when the machine reboots.

@@ -10,14 +10,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use control_api::{Client, RegisterAppNode};
-use csi::host::going_down::is_going_down;
 use csi::host::identity::is_volume;
 use csi::host::mount::linux::LinuxMounts;
 use csi::host::{HostIdentity, Mounts, Nvme as _, SysfsNvme};
 use csi::identity::IdentityService;
 use csi::node::metrics::Metrics;
 use csi::node::registration::keep_registered;
-use csi::node::shutdown::release_volumes;
+use csi::node::shutdown::{goes_down, release_volumes};
 use csi::node::{FreezeService, Initiator, NodePlugin, NvmeService, Settings};
 use csi::server::listen;
 use prometheus_client::registry::Registry;
@@ -168,25 +167,6 @@ async fn main() -> Result<()> {
         ended
     )?;
     Ok(())
-}
-
-/// Whether the machine goes down, and not only this process. A doubt is a no: volumes may be in use.
-async fn goes_down(system_bus: PathBuf) -> bool {
-    let asked = tokio::task::spawn_blocking(move || (is_going_down(&system_bus), system_bus)).await;
-    match asked {
-        Ok((Ok(goes_down), _)) => goes_down,
-        Ok((Err(error), bus)) => {
-            info!(
-                "whether the machine goes down cannot be asked at {}: {error}; volumes stay as they are",
-                bus.display()
-            );
-            false
-        }
-        Err(error) => {
-            warn!(%error, "whether the machine goes down was not found out; volumes stay as they are");
-            false
-        }
-    }
 }
 
 async fn serve_metrics(args: &Args, initiator: &Initiator, mounts: &Arc<dyn Mounts>) -> Result<()> {

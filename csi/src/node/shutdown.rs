@@ -5,7 +5,7 @@
 //! stay as they are: only where the machine itself says that it goes down anything is done, and a doubt is a no. What
 //! is still in use is left alone then as well (SAFETY F4).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::initiator::Initiator;
 use super::volume::{device_of, nqn_of, places_of, shows_node};
 use crate::host::HostError;
+use crate::host::going_down::is_going_down;
 use crate::host::identity::volume_of;
 use crate::host::mount::Mounts;
 use telemetry::chain;
@@ -30,6 +31,26 @@ pub struct Left {
     pub released: Vec<Uuid>,
     /// Still in use.
     pub in_use: Vec<Uuid>,
+}
+
+/// Whether the machine goes down, and not only this process. A doubt is a no: volumes may be in use.
+/// `system_bus` is where systemd is asked.
+pub async fn goes_down(system_bus: PathBuf) -> bool {
+    let asked = tokio::task::spawn_blocking(move || (is_going_down(&system_bus), system_bus)).await;
+    match asked {
+        Ok((Ok(goes_down), _)) => goes_down,
+        Ok((Err(error), bus)) => {
+            info!(
+                "whether the machine goes down cannot be asked at {}: {error}; volumes stay as they are",
+                bus.display()
+            );
+            false
+        }
+        Err(error) => {
+            warn!(%error, "whether the machine goes down was not found out; volumes stay as they are");
+            false
+        }
+    }
 }
 
 /// Unmounts and disconnects every volume of this machine, again and again until none is left or until `limit`.
