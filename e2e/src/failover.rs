@@ -85,7 +85,8 @@ pub struct Served {
     pub path: ConnectOptions,
     /// The host's device.
     pub device: String,
-    size_mib: u64,
+    /// Its size.
+    pub size_mib: u64,
 }
 
 /// Everything that failover needs, and volumes that are served.
