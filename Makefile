@@ -11,7 +11,7 @@ TESTS ?= --workspace
 help: ## Print this
 	@echo "Usage: make TARGET"
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 		printf '  %-15s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo "The first run on a machine installs packages (as root, or with sudo) and says which and why."
