@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use nvme::Nqn;
+use store::{Tls, TlsArgs, TlsError};
 
 use crate::host::interface;
 
@@ -43,6 +44,9 @@ pub struct Options {
     /// it these records last as long as the process.
     #[arg(short = 'p', long = "etcd", value_name = "HOST[:PORT]")]
     pub etcd: Option<String>,
+    /// TLS to etcd.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Limit of one request to etcd, in seconds.
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     pub ps_timeout: u64,
@@ -122,6 +126,9 @@ The log goes to standard error; RUST_LOG=io_engine=debug shows more.";
 /// Why the options make no sense together or on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// TLS to etcd.
+    #[error("use etcd as the options say")]
+    Etcd(#[from] TlsError),
     /// The node has no usable name.
     #[error("find this node's name: give one with -N")]
     NodeName(#[source] std::io::Error),
@@ -176,6 +183,8 @@ pub struct Config {
     pub etcd: Vec<String>,
     /// Limit of one request to etcd.
     pub etcd_timeout: Duration,
+    /// Where its addresses begin with `https`.
+    pub etcd_tls: Option<Tls>,
     /// Where NVMe/TCP is served.
     pub target: IpAddr,
     /// CRDT1 to CRDT3 in 100 ms.
@@ -208,9 +217,9 @@ fn first_core(given: &str) -> Result<usize, ConfigError> {
     first.trim().parse().map_err(|_| error())
 }
 
-fn etcd_endpoints(given: &str) -> Vec<String> {
+fn etcd_endpoints(given: &str, scheme: &str) -> Vec<String> {
     let endpoint = |address: &str| {
-        let (scheme, rest) = address.split_once("://").unwrap_or(("http", address));
+        let (scheme, rest) = address.split_once("://").unwrap_or((scheme, address));
         let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         if has_port { format!("{scheme}://{rest}") } else { format!("{scheme}://{rest}:{ETCD_PORT}") }
     };
@@ -237,6 +246,9 @@ impl Options {
             ip if ip.is_unspecified() => self.pod_ip.unwrap_or(target),
             ip => ip,
         };
+        let scheme = if self.tls.etcd_ca.is_some() { "https" } else { "http" };
+        let etcd = self.etcd.as_deref().map(|given| etcd_endpoints(given, scheme)).unwrap_or_default();
+        let etcd_tls = self.tls.load(&etcd)?;
         Ok(Config {
             node,
             grpc: SocketAddr::new(self.grpc_ip, self.grpc_port),
@@ -245,8 +257,9 @@ impl Options {
             heartbeat_interval: Duration::from_secs(self.heartbeat_interval.max(1)),
             heartbeat_timeout: Duration::from_secs(self.heartbeat_timeout.max(1)),
             core: self.cores.as_deref().map(first_core).transpose()?,
-            etcd: self.etcd.as_deref().map(etcd_endpoints).unwrap_or_default(),
+            etcd,
             etcd_timeout: Duration::from_secs(self.ps_timeout.clamp(1, 60)),
+            etcd_tls,
             target,
             retry_delays: retry_delays(&self.tgt_crdt)?,
             pool_file: self.pool_file.unwrap_or_else(|| self.state_dir.join("pools.json")),

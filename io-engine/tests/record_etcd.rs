@@ -10,8 +10,12 @@ use tokio::runtime::Handle;
 const IDENTITY_KEY: &str = "/cluster/identity";
 
 fn client_of(etcd: &Etcd, timeout: Duration) -> EtcdStore {
-    let options =
-        EtcdOptions { endpoints: vec![etcd.endpoint()], timeout, identity_key: IDENTITY_KEY.into() };
+    let options = EtcdOptions {
+        endpoints: vec![etcd.endpoint()],
+        timeout,
+        tls: None,
+        identity_key: IDENTITY_KEY.into(),
+    };
     EtcdStore::new(Handle::current(), options)
 }
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use control_api::{Client, Node, NodeStatus};
+use store::{EtcdOptions, Keys, users};
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::config::Args;
 use crate::kube::uninstall::{Uninstall, prepare};
 
 /// Limit on one call to REST.
@@ -29,6 +31,15 @@ pub enum Chore {
         #[arg(long)]
         allow_volumes: bool,
     },
+    /// Give an etcd of ours its users, and have it refuse everybody else: --etcd-cert is root's.
+    ///
+    /// Operators may then change what is in this installation, engines the records of nexuses, cluster agents their log of
+    /// switchovers. Who calls is told by certificates: their common names are root, operator, io-engine and ha-cluster.
+    PrepareStore {
+        /// How long to wait for etcd, in seconds.
+        #[arg(long, default_value_t = 120)]
+        wait_seconds: u64,
+    },
     /// Ask REST whether an operator leads, and print the nodes and pools that it knows.
     Check {
         /// Where the operators serve REST.
@@ -46,16 +57,19 @@ pub enum Chore {
 /// Does it. `kubernetes` finds the cluster, for chores that need one.
 pub async fn run(
     chore: Chore,
-    namespace: &str,
+    args: &Args,
     kubernetes: impl Future<Output = anyhow::Result<Option<kube::Config>>>,
 ) -> anyhow::Result<()> {
     match chore {
         Chore::PreflightUninstall { deployment, selector, allow_volumes } => {
             let config = kubernetes.await?.context("there is no cluster here: give --kubeconfig")?;
             let client = kube::Client::try_from(config).context("connect to Kubernetes")?;
-            let namespace = namespace.to_owned();
+            let namespace = args.namespace.clone();
             let uninstall = Uninstall { namespace, deployment, selector, may_leave_volumes: allow_volumes };
             prepare(&client, &uninstall).await.context("not ready to be removed")
+        }
+        Chore::PrepareStore { wait_seconds } => {
+            prepare_store(&args.etcd()?, &args.keys(), Duration::from_secs(wait_seconds)).await
         }
         Chore::Check { rest_endpoint, wait_seconds, engines } => {
             check(&rest_endpoint, Duration::from_secs(wait_seconds), engines).await
@@ -63,22 +77,34 @@ pub async fn run(
     }
 }
 
-async fn check(rest: &str, wait: Duration, engines: usize) -> anyhow::Result<()> {
-    let client = Client::new(rest, CALL_LIMIT).context("make a REST client")?;
+async fn prepare_store(etcd: &EtcdOptions, keys: &Keys, wait: Duration) -> anyhow::Result<()> {
+    ensure!(
+        etcd.tls.is_some(),
+        "etcd tells its users by certificates: give --etcd-ca, --etcd-cert and --etcd-key"
+    );
+    let done = until(wait, async || users::prepare(etcd, keys).await.context("give etcd its users")).await;
+    done.map(|()| {
+        info!(etcd.endpoints = etcd.endpoints.join(","), "etcd knows its users and refuses all others");
+    })
+}
+
+/// Tries until it works, or the time is over.
+async fn until<T>(wait: Duration, attempt: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
-        match look(&client, engines).await {
-            Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(error) => {
+        match attempt().await {
+            Err(error) if Instant::now() < deadline => {
                 info!("not yet: {error:#}");
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Ok(seen) => {
-                info!("{seen}");
-                return Ok(());
-            }
+            done => return done,
         }
     }
+}
+
+async fn check(rest: &str, wait: Duration, engines: usize) -> anyhow::Result<()> {
+    let client = Client::new(rest, CALL_LIMIT).context("make a REST client")?;
+    until(wait, async || look(&client, engines).await).await.map(|seen| info!("{seen}"))
 }
 
 /// What there is, in a line; an error while something is missing.

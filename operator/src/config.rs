@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use store::{EtcdOptions, Keys, TlsArgs, TlsError};
 
 use crate::chores::Chore;
 use crate::core::{CoreSettings, Limits};
@@ -26,6 +27,9 @@ pub struct Args {
     /// etcd, one or more endpoints separated by commas.
     #[arg(short = 's', long, env = "STORE", value_delimiter = ',', default_value = "http://localhost:2379")]
     pub store: Vec<String>,
+    /// TLS to etcd.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Limit on one call to etcd.
     #[arg(long, value_parser = duration, default_value = "5s")]
     pub store_timeout: Duration,
@@ -118,6 +122,17 @@ Examples:
     curl http://127.0.0.1:8081/v0/specs";
 
 impl Args {
+    /// How etcd is reached.
+    pub fn etcd(&self) -> Result<EtcdOptions, TlsError> {
+        let tls = self.tls.load(&self.store)?;
+        Ok(EtcdOptions { endpoints: self.store.clone(), timeout: self.store_timeout, tls })
+    }
+
+    /// Where the installation lies in etcd.
+    pub fn keys(&self) -> Keys {
+        Keys::new(&self.cluster, &self.namespace)
+    }
+
     /// This process's name among operators; made up where none is given.
     pub fn instance_name(&self) -> String {
         let made_up = || format!("operator-{}", uuid::Uuid::new_v4().simple());

@@ -20,7 +20,7 @@ use operator::metrics::Metrics;
 use operator::plane::Plane;
 use operator::rest;
 use prometheus_client::registry::Registry;
-use store::{EtcdOptions, EtcdStore, Keys};
+use store::EtcdStore;
 use telemetry::TelemetryOptions;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -33,15 +33,12 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let _telemetry = telemetry::init(&TelemetryOptions::new("operator", &args.log))?;
     if let Some(chore) = args.chore.clone() {
-        return chores::run(chore, &args.namespace, cluster(&args)).await;
+        return chores::run(chore, &args, cluster(&args)).await;
     }
     let signal = telemetry::shutdown_requested()?;
     let shutdown = CancellationToken::new();
 
-    let store =
-        EtcdStore::connect(&EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout })
-            .await
-            .context("use the etcd endpoints")?;
+    let store = EtcdStore::connect(&args.etcd()?).await.context("use the etcd endpoints")?;
     let companions = kubernetes(&args).await?;
     let rest_listener =
         TcpListener::bind(args.http).await.with_context(|| format!("serve REST on {}", args.http))?;
@@ -87,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
 fn term_parts(args: &Args, store: EtcdStore, companions: Vec<Companion>) -> TermParts {
     TermParts {
         store: Arc::new(store),
-        keys: Keys::new(&args.cluster, &args.namespace),
+        keys: args.keys(),
         connector: Arc::new(GrpcConnector {
             deadlines: Deadlines {
                 connect: args.connect_timeout,

@@ -57,14 +57,59 @@ priorityClassName: {{ include "mayastor.fullname" . }}-cluster-critical
 {{- printf "%s-etcd-%d.%s-etcd-headless.%s.svc" $name (int .index) $name .root.Release.Namespace -}}
 {{- end -}}
 
+{{/* True where etcd and its clients show each other certificates, else empty. */}}
+{{- define "mayastor.etcd.tls" -}}
+{{- if .Values.etcd.externalUrl -}}
+{{- if hasPrefix "https://" .Values.etcd.externalUrl }}true{{ end -}}
+{{- else if .Values.etcd.auth.client.secureTransport -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Secret with the certificate of etcd or of one of its users. Takes a dict of root and user. */}}
+{{- define "mayastor.etcd.secret" -}}
+{{- $given := index .root.Values.etcd.auth.client.existingSecrets .user -}}
+{{- if .root.Values.etcd.externalUrl -}}
+{{- required (printf "etcd.externalUrl is https: name the Secret (ca.crt, tls.crt, tls.key) of %s in etcd.auth.client.existingSecrets" .user) $given -}}
+{{- else -}}
+{{- $given | default (printf "%s-etcd-%s" (include "mayastor.fullname" .root) .user) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Arguments, mount and volume of a program that uses etcd; the volume takes a dict of root and user. */}}
+{{- define "mayastor.etcd.arguments" -}}
+{{- if include "mayastor.etcd.tls" . -}}
+- --etcd-ca=/etc/etcd-client/ca.crt
+- --etcd-cert=/etc/etcd-client/tls.crt
+- --etcd-key=/etc/etcd-client/tls.key
+{{- end -}}
+{{- end -}}
+
+{{- define "mayastor.etcd.mount" -}}
+{{- if include "mayastor.etcd.tls" . -}}
+- name: etcd-client
+  mountPath: /etc/etcd-client
+  readOnly: true
+{{- end -}}
+{{- end -}}
+
+{{- define "mayastor.etcd.volume" -}}
+{{- if include "mayastor.etcd.tls" .root -}}
+- name: etcd-client
+  secret:
+    secretName: {{ include "mayastor.etcd.secret" . }}
+{{- end -}}
+{{- end -}}
+
 {{/* Endpoints of etcd for clients, each member by name: a connection is not stuck at one that is gone. */}}
 {{- define "mayastor.etcd.endpoints" -}}
 {{- if .Values.etcd.externalUrl -}}
 {{- .Values.etcd.externalUrl -}}
 {{- else -}}
+{{- $scheme := ternary "https" "http" (not (not (include "mayastor.etcd.tls" .))) -}}
 {{- $endpoints := list -}}
 {{- range $index := until (int .Values.etcd.replicaCount) -}}
-{{- $endpoints = append $endpoints (printf "http://%s:2379" (include "mayastor.etcd.host" (dict "root" $ "index" $index))) -}}
+{{- $endpoints = append $endpoints (printf "%s://%s:2379" $scheme (include "mayastor.etcd.host" (dict "root" $ "index" $index))) -}}
 {{- end -}}
 {{- join "," $endpoints -}}
 {{- end -}}

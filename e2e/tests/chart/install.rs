@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::Cluster;
-use e2e::etcd::Etcd;
 use e2e::helm::{Helm, chart};
 use e2e::place::Place;
 use e2e::ports::free_port;
@@ -22,12 +21,14 @@ use e2e::wait::wait_until;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use operator::kube::leads::{LEADS, LEADS_LABEL};
 use serde_json::{Value, json};
+use store::testing::Etcd;
+use store::users;
 
 use super::{NAMESPACE, RELEASE, documents, title};
 
@@ -66,6 +67,22 @@ impl Stage {
     async fn kubectl(&self, args: &[&str]) -> Result<String> {
         let args: Vec<_> = ["-n", NAMESPACE].iter().chain(args).copied().collect();
         self.cluster.kubectl().run(&args).await
+    }
+
+    /// A folder with the certificates that the install made.
+    async fn certificates(&self) -> Result<PathBuf> {
+        let folder = self.run.path().join("certificates");
+        fs::create_dir(&folder)?;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        for user in ["server", users::ROOT, users::OPERATOR, users::IO_ENGINE, users::HA_CLUSTER] {
+            let data =
+                secrets.get(&format!("mayastor-etcd-{user}")).await?.data.context("a Secret with data")?;
+            let own = [("tls.crt", format!("{user}.crt")), ("tls.key", format!("{user}.key"))];
+            for (name, file) in own.into_iter().chain([("ca.crt", "ca.crt".to_owned())]) {
+                fs::write(folder.join(file), &data.get(name).with_context(|| format!("{user} {name}"))?.0)?;
+            }
+        }
+        Ok(folder)
     }
 
     /// A kubeconfig with nothing but the token of an account.
@@ -130,7 +147,6 @@ async fn every_object_is_accepted(stage: &Stage) -> Result<()> {
         "csi": { "controller": { "replicas": 2, "resizer": true } },
         "snapshots": { "enabled": true },
         "io_engine": { "blockDevices": true },
-        "etcd": { "auth": { "peer": { "secureTransport": true } } },
         "networkPolicy": { "enabled": true, "nodeCIDRs": ["10.0.0.0/8"] },
     });
     let hooks = stage.helm.render(&json!({})).await?;
@@ -196,7 +212,8 @@ async fn an_upgrade_upgrades_the_kinds(stage: &Stage) -> Result<()> {
 
 /// Operator and engine with the arguments of the chart, the operator with the token of its account.
 async fn accounts_suffice(stage: &Stage) -> Result<()> {
-    let etcd = Etcd::start(&stage.processes, stage.run.path(), "etcd", Place::loopback()).await?;
+    let certificates = stage.certificates().await?;
+    let etcd = Etcd::start_with_certificates(&certificates).await?;
     let (rest, registration, engine_port) = (free_port()?, free_port()?, free_port()?);
     let kubeconfig = stage.kubeconfig_of("mayastor-operator").await?;
     let pods: Api<Pod> = Api::namespaced(stage.client.clone(), NAMESPACE);
@@ -213,13 +230,25 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
         }))?;
         pods.create(&PostParams::default(), &pod).await?;
     }
-    let mut command = Command::new(program("operator")?);
-    for argument in arguments(&serde_json::to_value(stage.deployment().await?)?, "operator")? {
-        match argument.split_once('=') {
-            Some(("--store", _)) => command.arg(format!("--store={}", etcd.endpoint())),
-            _ => command.arg(argument),
-        };
-    }
+    let deployment = serde_json::to_value(stage.deployment().await?)?;
+    // As the chart says, with what is another on this machine.
+    let as_installed = |container: &str, user: &str| -> Result<Command> {
+        let mut command = Command::new(program("operator")?);
+        let certificates = certificates.display();
+        for argument in arguments(&deployment, container)? {
+            match argument.split_once('=') {
+                Some((name @ "--store", _)) => command.arg(format!("{name}={}", etcd.endpoint())),
+                Some((name @ "--etcd-ca", _)) => command.arg(format!("{name}={certificates}/ca.crt")),
+                Some((name @ "--etcd-cert", _)) => command.arg(format!("{name}={certificates}/{user}.crt")),
+                Some((name @ "--etcd-key", _)) => command.arg(format!("{name}={certificates}/{user}.key")),
+                _ => command.arg(argument),
+            };
+        }
+        Ok(command)
+    };
+    let prepared = stage.processes.spawn("prepare-store", as_installed("prepare-store", users::ROOT)?)?;
+    ensure!(prepared.wait_exit(PATIENCE).await?.success(), "{}", prepared.log_tail());
+    let mut command = as_installed("operator", users::OPERATOR)?;
     command
         .arg(format!("--http=127.0.0.1:{rest}"))
         .arg(format!("--grpc-server-addr=127.0.0.1:{registration}"))
@@ -237,6 +266,7 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
         .arg(format!("--grpc-port={engine_port}"))
         .arg(format!("--registration-endpoint=127.0.0.1:{registration}"))
         .arg(format!("--etcd={}", etcd.endpoint()))
+        .args(etcd.tls(users::IO_ENGINE).arguments())
         .arg("--state-dir")
         .arg(stage.run.path().join("engine"));
     let engine = stage.processes.spawn("engine", command)?;
@@ -302,8 +332,9 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
 
 /// Arguments of a container of a workload.
 fn arguments(workload: &Value, container: &str) -> Result<Vec<String>> {
-    let containers = workload.pointer("/spec/template/spec/containers").and_then(Value::as_array);
-    let found = containers.into_iter().flatten().find(|one| one["name"] == container);
+    let of = |kind| workload.pointer(&format!("/spec/template/spec/{kind}")).and_then(Value::as_array);
+    let mut containers = [of("initContainers"), of("containers")].into_iter().flatten().flatten();
+    let found = containers.find(|one| one["name"] == container);
     let arguments = found.and_then(|one| one["args"].as_array()).context("arguments of the container")?;
     Ok(arguments.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }

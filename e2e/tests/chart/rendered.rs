@@ -35,7 +35,6 @@ fn everything() -> Value {
         "storageClass": { "allowVolumeExpansion": true, "default": "single-replica" },
         "snapshots": { "enabled": true },
         "io_engine": { "blockDevices": true, "coreList": "2", "target": { "nvmf": { "iface": "name:eth1" } } },
-        "etcd": { "auth": { "peer": { "secureTransport": true } } },
         "networkPolicy": { "enabled": true, "nodeCIDRs": ["10.0.0.0/8"] },
         "metrics": {
             "enabled": true,
@@ -67,7 +66,8 @@ fn pod_spec(object: &Value) -> Option<&Value> {
 fn containers(objects: &[Value]) -> Vec<(String, Value)> {
     let pods = objects.iter().filter_map(|object| Some((title(object), pod_spec(object)?)));
     pods.flat_map(|(title, pod)| {
-        let containers = pod["containers"].as_array().cloned().unwrap_or_default();
+        let of = |kind: &str| pod[kind].as_array().cloned().unwrap_or_default();
+        let containers = [of("initContainers"), of("containers")].concat();
         containers
             .into_iter()
             .map(move |container| (format!("{title} {}", container["name"].as_str().unwrap()), container))
@@ -75,12 +75,22 @@ fn containers(objects: &[Value]) -> Vec<(String, Value)> {
     .collect()
 }
 
+/// They are made anew at each rendering without a cluster.
+fn without_certificates(rendered: &str) -> String {
+    let is_one = |line: &str| {
+        ["  ca.crt: ", "  tls.crt: ", "  tls.key: "].into_iter().find(|file| line.starts_with(file))
+    };
+    let line = |line| is_one(line).map_or_else(|| line.to_owned(), |file| format!("{file}(made)"));
+    let lines: Vec<String> = rendered.split('\n').map(line).collect();
+    lines.join("\n")
+}
+
 /// `UPDATE_GOLDEN=1` writes them anew.
 async fn golden(name: &str, values: &Value) {
     let mut text = String::new();
     for (path, rendered) in helm().render(values).await.unwrap() {
         if path != DEFINITIONS {
-            text.extend(["##### ", &path, "\n", &rendered, "\n"]);
+            text.extend(["##### ", &path, "\n", &without_certificates(&rendered), "\n"]);
         }
     }
     let file = repository("e2e/tests/golden/chart").join(format!("{name}.yaml"));
@@ -107,12 +117,9 @@ async fn one_node_renders_as_before() {
     golden("single-node", &single_node()).await;
 }
 
-/// Without TLS between members, whose keys are new each time.
 #[tokio::test]
 async fn everything_renders_as_before() {
-    let mut values = everything();
-    values["etcd"]["auth"]["peer"]["existingSecret"] = "members".into();
-    golden("everything", &values).await;
+    golden("everything", &everything()).await;
 }
 
 #[tokio::test]
@@ -150,7 +157,7 @@ async fn a_slip_of_the_pen_is_refused_by_name() {
         (json!({ "agents": { "core": { "replica": 3 } } }), "replica"),
         (json!({ "io_engine": { "blockdevices": true } }), "blockdevices"),
         (json!({ "etcd": { "replicaCount": 2 } }), "replicaCount"),
-        (json!({ "etcd": { "externalUrl": "https://etcd:2379" } }), "externalUrl"),
+        (json!({ "etcd": { "externalUrl": "https://a:2379,http://b:2379" } }), "externalUrl"),
         (json!({ "agents": { "core": { "leaseTtl": "10" } } }), "leaseTtl"),
         (json!({ "csi": { "node": { "kubeletDir": "/var/lib/kubelet/" } } }), "kubeletDir"),
         (json!({ "storageClass": { "default": "gold" } }), "default"),
@@ -218,7 +225,8 @@ async fn an_etcd_of_somebody_else_needs_an_identity_of_ours() {
 #[tokio::test]
 async fn without_high_availability_its_agents_are_not_there_and_the_operator_knows() {
     let objects = objects(&json!({ "agents": { "ha": { "enabled": false } } })).await;
-    let names: Vec<_> = objects.iter().map(title).collect();
+    // Its certificate is made with the others, by an authority that nobody keeps.
+    let names: Vec<_> = objects.iter().filter(|object| object["kind"] != "Secret").map(title).collect();
     assert!(!names.iter().any(|name| name.contains("-ha-")), "{names:?}");
     let operator = containers(&objects).into_iter().find(|(name, _)| name.ends_with(" operator")).unwrap().1;
     assert!(operator["args"].as_array().unwrap().contains(&"--disable-ha".into()));
@@ -418,17 +426,77 @@ async fn every_program_knows_the_options_it_is_given() {
     assert_eq!(started.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 
+fn secrets(objects: &[Value]) -> BTreeMap<&str, &Value> {
+    let secrets = objects.iter().filter(|object| object["kind"] == "Secret");
+    secrets.map(|secret| (secret["metadata"]["name"].as_str().unwrap(), &secret["data"])).collect()
+}
+
+fn secret_of<'a>(objects: &'a [Value], kind: &str, name: &str, volume: &str) -> Option<&'a str> {
+    let is_it = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+    let volumes = pod_spec(objects.iter().find(is_it)?)?["volumes"].as_array()?;
+    volumes.iter().find(|it| it["name"] == volume)?["secret"]["secretName"].as_str()
+}
+
 #[tokio::test]
-async fn members_of_etcd_have_certificates_with_their_names() {
-    let values = json!({ "etcd": { "auth": { "peer": { "secureTransport": true } } } });
-    let objects = objects(&values).await;
-    let secret = objects.iter().find(|object| object["kind"] == "Secret").unwrap();
-    for file in ["ca.crt", "tls.crt", "tls.key"] {
-        assert!(secret["data"][file].as_str().is_some_and(|text| text.len() > 500), "{file}");
+async fn etcd_its_members_and_its_users_have_certificates() {
+    let objects = objects(&json!({})).await;
+    let secrets = secrets(&objects);
+    let names = ["ha-cluster", "io-engine", "operator", "peer", "root", "server"]
+        .map(|it| format!("mayastor-etcd-{it}"));
+    assert!(names.iter().eq(secrets.keys()), "{:?}", secrets.keys());
+    for (name, data) in &secrets {
+        for file in ["ca.crt", "tls.crt", "tls.key"] {
+            assert!(data[file].as_str().is_some_and(|text| text.len() > 500), "{name} {file}");
+        }
     }
+    let users = secrets.iter().filter(|(name, _)| !name.ends_with("peer"));
+    assert_eq!(
+        users.map(|(_, data)| data["ca.crt"].to_string()).collect::<BTreeSet<_>>().len(),
+        1,
+        "one authority"
+    );
     let set = objects.iter().find(|object| object["kind"] == "StatefulSet").unwrap().to_string();
     assert!(set.contains("--peer-client-cert-auth") && set.contains("\"secretName\":\"mayastor-etcd-peer\""));
     assert!(set.contains("https://mayastor-etcd-2.mayastor-etcd-headless.mayastor.svc:2380"));
+    assert!(set.contains("--client-cert-auth") && set.contains("\"secretName\":\"mayastor-etcd-server\""));
+    for (kind, user) in [("Deployment", "operator"), ("DaemonSet", "io-engine"), ("Deployment", "ha-cluster")]
+    {
+        let secret = secret_of(&objects, kind, &format!("mayastor-{user}"), "etcd-client");
+        assert_eq!(secret, Some(format!("mayastor-etcd-{user}").as_str()));
+    }
+    // Root's certificate is in one container, which ends before the others start.
+    let holds_root =
+        |(_, container): &&(String, Value)| container["volumeMounts"].to_string().contains("etcd-root");
+    let containers = containers(&objects);
+    let holders: Vec<_> = containers.iter().filter(holds_root).map(|(title, _)| title.as_str()).collect();
+    assert!(matches!(holders[..], [one] if one.ends_with(" prepare-store")), "{holders:?}");
+}
+
+#[tokio::test]
+async fn certificates_of_ones_own_take_the_place_of_those_that_are_made() {
+    let named = json!({ "server": "s", "root": "r", "operator": "o", "io-engine": "i", "ha-cluster": "h" });
+    let own = json!({ "etcd": { "auth": { "client": { "existingSecrets": named }, "peer": { "existingSecret": "p" } } } });
+    let rendered = objects(&own).await;
+    assert!(secrets(&rendered).is_empty());
+    assert_eq!(secret_of(&rendered, "Deployment", "mayastor-operator", "etcd-client"), Some("o"));
+    assert_eq!(secret_of(&rendered, "Deployment", "mayastor-operator", "etcd-root"), Some("r"));
+
+    let some = json!({ "etcd": { "auth": { "client": { "existingSecrets": { "operator": "o" } } } } });
+    let error = helm().render(&some).await.unwrap_err().to_string();
+    assert!(error.contains("one authority has to sign them all"), "{error}");
+
+    let mut outside = json!({ "etcd": { "externalUrl": "https://a:2379" }, "clusterUid": "6f1c" });
+    let error = helm().render(&outside).await.unwrap_err().to_string();
+    assert!(error.contains("existingSecrets"), "{error}");
+    outside["etcd"]["auth"] = json!({ "client": { "existingSecrets": named } });
+    let rendered = objects(&outside).await;
+    assert_eq!(secret_of(&rendered, "DaemonSet", "mayastor-io-engine", "etcd-client"), Some("i"));
+    assert_eq!(
+        secret_of(&rendered, "Deployment", "mayastor-operator", "etcd-root"),
+        None,
+        "users are its admin's"
+    );
+    assert!(secrets(&rendered).is_empty());
 }
 
 /// A figure by another name would be an empty panel, which looks like calm.

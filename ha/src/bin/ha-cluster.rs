@@ -30,7 +30,8 @@ async fn main() -> anyhow::Result<()> {
     let signal = telemetry::shutdown_requested()?;
     let shutdown = CancellationToken::new();
 
-    let options = EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout };
+    let tls = args.tls.load(&args.store).context("use etcd as the options say")?;
+    let options = EtcdOptions { endpoints: args.store.clone(), timeout: args.store_timeout, tls };
     let store = EtcdStore::connect(&options).await.context("use the etcd endpoints")?;
     let volumes = RestVolumes::new(args.rest_endpoint.clone(), args.request_timeout, args.republish_timeout)
         .context("use the operators' addresses")?;

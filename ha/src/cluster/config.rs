@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use store::TlsArgs;
 
 use super::agents::AgentDeadlines;
 use super::step::Patience;
@@ -23,6 +24,9 @@ pub struct Args {
     /// etcd, one or more endpoints separated by commas.
     #[arg(short = 's', long, env = "STORE", value_delimiter = ',', default_value = "http://localhost:2379")]
     pub store: Vec<String>,
+    /// TLS to etcd.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Limit on one call to etcd.
     #[arg(long, value_parser = duration, default_value = "5s")]
     pub store_timeout: Duration,

@@ -59,7 +59,8 @@ impl Core {
         keeper: Arc<Gatekeeper>,
         tokio: Handle,
     ) -> Rc<Self> {
-        let stores = Stores::new(tokio.clone(), config.etcd.clone(), config.etcd_timeout);
+        let stores =
+            Stores::new(tokio.clone(), config.etcd.clone(), config.etcd_timeout, config.etcd_tls.clone());
         Rc::new(Self {
             config,
             target,

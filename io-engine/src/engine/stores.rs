@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use store::Tls;
 use tokio::runtime::Handle;
 
 use crate::record::Store;
@@ -18,6 +19,7 @@ pub(super) struct Stores {
     tokio: Handle,
     endpoints: Vec<String>,
     timeout: Duration,
+    tls: Option<Tls>,
     memory: MemoryStore,
     etcd: RefCell<BTreeMap<String, EtcdStore>>,
 }
@@ -30,8 +32,8 @@ fn identity_key(record_key: &str) -> String {
 }
 
 impl Stores {
-    pub(super) fn new(tokio: Handle, endpoints: Vec<String>, timeout: Duration) -> Self {
-        Self { tokio, endpoints, timeout, memory: MemoryStore::default(), etcd: RefCell::default() }
+    pub(super) fn new(tokio: Handle, endpoints: Vec<String>, timeout: Duration, tls: Option<Tls>) -> Self {
+        Self { tokio, endpoints, timeout, tls, memory: MemoryStore::default(), etcd: RefCell::default() }
     }
 
     /// The store of the record under a key.
@@ -42,8 +44,12 @@ impl Stores {
         let identity_key = identity_key(record_key);
         let mut etcd = self.etcd.borrow_mut();
         let store = etcd.entry(identity_key.clone()).or_insert_with(|| {
-            let options =
-                EtcdOptions { endpoints: self.endpoints.clone(), timeout: self.timeout, identity_key };
+            let options = EtcdOptions {
+                endpoints: self.endpoints.clone(),
+                timeout: self.timeout,
+                tls: self.tls.clone(),
+                identity_key,
+            };
             EtcdStore::new(self.tokio.clone(), options)
         });
         Store::Etcd(store.clone())

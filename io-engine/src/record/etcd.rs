@@ -10,6 +10,7 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, EventType, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse,
     WatchOptions,
 };
+use store::Tls;
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot};
 
@@ -32,10 +33,12 @@ fn cluster_of(identity: &[u8]) -> Option<String> {
 /// How to reach etcd.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
-    /// `http://host:port`, one or more members of the cluster.
+    /// `http://host:port` or `https://host:port`, one or more members of the cluster.
     pub endpoints: Vec<String>,
     /// Limit on one request, connecting included.
     pub timeout: Duration,
+    /// Where the endpoints begin with `https`.
+    pub tls: Option<Tls>,
     /// Key under which the registry's identity stands, a JSON object with the field `cluster`; read with every record.
     pub identity_key: String,
 }
@@ -84,9 +87,12 @@ impl Shared {
         let client = self
             .client
             .get_or_try_init(async || {
-                let connect = ConnectOptions::new()
+                let mut connect = ConnectOptions::new()
                     .with_connect_timeout(self.options.timeout)
                     .with_keep_alive(Duration::from_secs(10), self.options.timeout);
+                if let Some(tls) = &self.options.tls {
+                    connect = connect.with_tls(tls.options());
+                }
                 Client::connect(&self.options.endpoints, Some(connect)).await
             })
             .await?;

@@ -13,16 +13,33 @@ use tokio::sync::mpsc;
 use crate::backend::{
     Condition, Lease, LeaseId, Operation, Outcome, Page, Record, Revision, Snapshot, Store, Transaction,
 };
+use crate::tls::Tls;
 use crate::watch::WATCH_QUEUE;
 use crate::{Change, StoreError, Watch};
 
 /// How to reach etcd.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
-    /// `http://host:port`, one or more members of the cluster.
+    /// `http://host:port` or `https://host:port`, one or more members of the cluster.
     pub endpoints: Vec<String>,
     /// Limit on one call.
     pub timeout: Duration,
+    /// Where the endpoints begin with `https`.
+    pub tls: Option<Tls>,
+}
+
+/// A client; it connects, and connects again, as calls need it.
+pub(crate) async fn connect(options: &EtcdOptions) -> Result<Client, StoreError> {
+    let mut connect = ConnectOptions::new()
+        .with_connect_timeout(options.timeout)
+        .with_keep_alive(Duration::from_secs(10), options.timeout)
+        .with_keep_alive_while_idle(true);
+    if let Some(tls) = &options.tls {
+        connect = connect.with_tls(tls.options());
+    }
+    Client::connect(&options.endpoints, Some(connect)).await.map_err(|error| StoreError::Refused {
+        reason: format!("endpoints {:?}: {error}", options.endpoints),
+    })
 }
 
 /// A connection to etcd. Calls may run side by side.
@@ -41,13 +58,7 @@ impl std::fmt::Debug for EtcdStore {
 impl EtcdStore {
     /// Prepares the connection; it is made, and made again, as calls need it, so that this succeeds while etcd is down.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
-        let connect = ConnectOptions::new()
-            .with_connect_timeout(options.timeout)
-            .with_keep_alive(Duration::from_secs(10), options.timeout)
-            .with_keep_alive_while_idle(true);
-        let client = Client::connect(&options.endpoints, Some(connect)).await.map_err(|error| {
-            StoreError::Refused { reason: format!("endpoints {:?}: {error}", options.endpoints) }
-        })?;
+        let client = connect(options).await?;
         Ok(Self { client, endpoints: options.endpoints.join(","), timeout: options.timeout })
     }
 

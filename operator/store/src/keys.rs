@@ -40,9 +40,14 @@ impl Keys {
         self.object("StoreLeaseLock", role.name())
     }
 
+    /// Prefix of all that engines keep.
+    pub fn nexus_infos(&self) -> String {
+        self.kind("volume")
+    }
+
     /// Key under which an engine keeps the record of a nexus of a volume.
     pub fn nexus_info(&self, volume: &str, nexus: &str) -> String {
-        format!("{}/volume/{volume}/nexus/{nexus}/info", self.root)
+        format!("{}{volume}/nexus/{nexus}/info", self.nexus_infos())
     }
 }
 

@@ -30,6 +30,8 @@ mod objects;
 mod resolve;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod tls;
+pub mod users;
 mod watch;
 mod write_id;
 
@@ -42,5 +44,6 @@ pub use keys::Keys;
 pub use memory::{Fault, MemoryStore, Moment, Verdict};
 pub use object::{Object, Versioned};
 pub use objects::{Fence, Listing, Objects};
+pub use tls::{Tls, TlsArgs, TlsError};
 pub use watch::{Change, ObjectChange, ObjectWatch, Watch};
 pub use write_id::WriteId;
