@@ -16,7 +16,7 @@ use super::switchovers::Settings;
 /// place or elsewhere, and the node agents to connect their hosts there. Every step is in etcd before it is done. Several
 /// agents may run; one leads, the others wait and answer UNAVAILABLE.
 #[derive(Clone, Debug, Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(name = "ha-cluster", version, after_help = EXAMPLES)]
 pub struct Args {
     /// Where node agents register and report.
     #[arg(short = 'g', long, env = "GRPC_SERVER_ADDR", default_value = "[::]:11500")]

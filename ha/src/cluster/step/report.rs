@@ -1,9 +1,12 @@
 //! A host reports that it has lost its path to a volume that has a switchover already.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Answer, Command, Doing, FRONTENDS_MAX, Next, Switchover};
 use crate::cluster::record::{Frontend, PathState, Stage, SwitchOver};
+
+/// How long a report may be under way, connections included; what is younger than the new path is taken for one of the old.
+const UNDER_WAY: SignedDuration = SignedDuration::from_millis(500);
 
 impl Switchover {
     pub(super) fn report(&mut self, node: &str, endpoint: &str, now: Timestamp, out: &mut Vec<Command>) {
@@ -17,6 +20,7 @@ impl Switchover {
             (_, Some(PathState::Lost)) if self.unanswered.contains(node) => None,
             (Stage::Init | Stage::RepublishVolume, Some(PathState::Lost)) => Some(Answer::AlreadyTaken),
             (_, Some(PathState::Lost)) => Some(Answer::Later),
+            (Stage::DeleteTarget, Some(PathState::Replaced)) if self.is_stale(now) => Some(Answer::Later),
             (_, None) if self.record.frontends.len() >= FRONTENDS_MAX => Some(Answer::Later),
             (_, Some(PathState::Replaced) | None) => {
                 self.join(node, endpoint, now, out);
@@ -26,6 +30,12 @@ impl Switchover {
         if let Some(answer) = answer {
             out.push(Command::Answer { node: node.to_owned(), answer });
         }
+    }
+
+    /// A report that was under way when the host got its new path says nothing of that. Where the new path is lost as well
+    /// the host reports again, 200 ms later.
+    fn is_stale(&self, now: Timestamp) -> bool {
+        now.duration_since(self.record.stage_since) < UNDER_WAY
     }
 
     /// A host joins in, or its new path was lost as well.
