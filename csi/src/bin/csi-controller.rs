@@ -19,7 +19,7 @@ use tracing::info;
 /// Makes, publishes and deletes volumes for the provisioner, the attacher and the like, which share a pod with it and
 /// call its socket. It keeps nothing: all of it is in the control plane behind --rest-endpoint.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "csi-controller", version)]
 struct Args {
     /// Unix socket to serve CSI on.
     #[arg(long, env = "CSI_ENDPOINT", default_value = "/var/run/mayastor/csi-controller.sock")]

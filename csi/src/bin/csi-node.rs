@@ -39,7 +39,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 ///
 /// Connects this host's kernel to volumes over NVMe/TCP, makes their file systems and mounts them.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "csi-node", version)]
 struct Args {
     /// Name of this node, as the control plane knows it.
     #[arg(long, env = "MY_NODE_NAME")]
