@@ -19,6 +19,8 @@ pub mod identity;
 #[cfg(feature = "testing")]
 pub mod kernel;
 #[cfg(feature = "testing")]
+pub mod life;
+#[cfg(feature = "testing")]
 pub mod memory;
 pub mod mount;
 pub mod nvme;

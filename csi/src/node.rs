@@ -8,6 +8,7 @@ pub mod at_work;
 pub mod client;
 pub mod freeze;
 pub mod initiator;
+pub mod leftovers;
 pub mod metrics;
 pub mod plugin;
 pub mod registration;

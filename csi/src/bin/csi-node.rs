@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use control_api::{Client, RegisterAppNode};
-use csi::host::identity::is_volume;
 use csi::host::mount::linux::LinuxMounts;
 use csi::host::{HostIdentity, Mounts, Nvme as _, SysfsNvme};
 use csi::identity::IdentityService;
+use csi::node::leftovers::tidy_up;
 use csi::node::metrics::Metrics;
 use csi::node::registration::keep_registered;
 use csi::node::shutdown::{goes_down, release_volumes};
@@ -26,8 +26,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-/// What the kernel waits for a command unless told otherwise, and for an admin command.
-const KERNEL_IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// More than this, and a reset of a silent controller keeps a failover's cleaning up waiting.
 const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Limit on a call of the control plane.
@@ -126,15 +124,9 @@ async fn main() -> Result<()> {
         "csi-node started"
     );
     let initiator = Initiator::new(Arc::new(host), settings);
-    let tended = initiator.tend(is_volume, KERNEL_IO_TIMEOUT).context("look at the connected volumes")?;
-    if tended > 0 {
-        info!(controllers = tended, "set the I/O time-out that an earlier process did not come to");
-    }
     let mounts: Arc<dyn Mounts> = Arc::new(LinuxMounts);
     let freezer = FreezeService::new(initiator.clone(), mounts.clone());
-    if let Err(error) = freezer.thaw_leftovers().await {
-        warn!("file systems that an earlier process may have left frozen were not thawed: {error}");
-    }
+    tidy_up(&initiator, &mounts, &freezer).await.context("look at the connected volumes")?;
     serve_metrics(&args, &initiator, &mounts).await?;
     let open = |socket: &Path| listen(socket).with_context(|| format!("listen on {}", socket.display()));
     let (for_kubelet, for_agent) =

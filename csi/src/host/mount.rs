@@ -14,6 +14,7 @@ use super::HostError;
 #[cfg(feature = "testing")]
 pub mod disks;
 pub mod linux;
+mod xfs;
 
 /// The file systems and mounts of a machine. Calls block as long as the machine does; they belong on a thread that may.
 pub trait Mounts: Send + Sync + 'static {
@@ -30,8 +31,12 @@ pub trait Mounts: Send + Sync + 'static {
     ) -> Result<(), HostError>;
 
     /// Shows a folder, or a device, at another place too. The target, a folder or an empty file, is made where it is
-    /// missing.
+    /// missing. What is to be read only cannot be written there at any time, whoever is killed meanwhile.
     fn bind(&self, source: &Path, target: &Path, options: &Options) -> Result<(), HostError>;
+
+    /// Takes off what a process that was killed in the middle of a call has left and no call looks for; returns how much
+    /// there was. For the start of a process, before its first call.
+    fn tidy(&self) -> Result<usize, HostError>;
 
     /// Takes the topmost mount at `target` off; where nothing is mounted there is nothing to do.
     fn unmount(&self, target: &Path) -> Result<(), HostError>;
@@ -39,7 +44,8 @@ pub trait Mounts: Send + Sync + 'static {
     /// Removes an empty folder or a file that a mount was on; what is gone is removed.
     fn remove(&self, target: &Path) -> Result<(), HostError>;
 
-    /// What a device holds, by name (`ext4`, `LVM2_member`, ...); `None`: nothing that anybody knows.
+    /// What a device holds, by name (`ext4`, `LVM2_member`, ...); `None`: nothing that anybody knows, or a file system
+    /// whose making was cut off, which never held anything.
     fn holds(&self, device: &Path) -> Result<Option<String>, HostError>;
 
     /// Makes a file system on a device that holds nothing.

@@ -7,11 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{FileSystem, Mount, Mounts, Options, Usage};
 use crate::host::HostError;
+use crate::host::life::Life;
+
+/// Where a bind is made read-only before it is shown.
+const SCRATCH: &str = "/run/csi-node/bind/1";
 
 /// What a test reads and moves of a machine's disks. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryMounts {
     state: Arc<Mutex<State>>,
+    life: Life,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +43,8 @@ pub struct Disk {
     pub holds: Option<String>,
     /// The size of the file system on it.
     pub file_system_bytes: u64,
+    /// A file system is being made on it, or was when somebody was killed.
+    pub is_unfinished: bool,
     /// How often a file system was made on it.
     pub times_made: usize,
 }
@@ -45,6 +52,11 @@ pub struct Disk {
 impl MemoryMounts {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// The same machine in the hands of another process.
+    pub fn in_life(&self, life: Life) -> Self {
+        Self { life, ..self.clone() }
     }
 
     /// A disk appears.
@@ -112,6 +124,26 @@ impl State {
         HostError::Mount { what, target: target.to_owned(), source: kind.into() }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "one of the things that are done to a machine")]
+    fn make_place(&mut self, target: &Path) -> Result<(), HostError> {
+        self.made.insert(target.to_owned());
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "one of the things that are done to a machine")]
+    fn add(&mut self, mount: Mount) -> Result<(), HostError> {
+        self.mounts.push(mount);
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "one of the things that are done to a machine")]
+    fn take_off(&mut self, target: &Path) -> Result<(), HostError> {
+        if let Some(at) = self.mounts.iter().rposition(|mount| mount.target == target) {
+            self.mounts.remove(at);
+        }
+        Ok(())
+    }
+
     fn at(&self, target: &Path) -> Option<&Mount> {
         self.mounts.iter().rev().find(|mount| mount.target == target)
     }
@@ -129,6 +161,7 @@ fn number(device: &Path) -> String {
 
 impl Mounts for MemoryMounts {
     fn mounts(&self) -> Result<Vec<Mount>, HostError> {
+        self.life.look()?;
         Ok(self.lock().mounts.clone())
     }
 
@@ -141,6 +174,7 @@ impl Mounts for MemoryMounts {
     ) -> Result<(), HostError> {
         let mut state = self.lock();
         state.begin("mount", target)?;
+        self.life.effect(|| state.make_place(target))?;
         let holds = state.disks.get(device).map(|disk| disk.holds.clone());
         match holds {
             None => return Err(State::refuse("mount", target, io::ErrorKind::NotFound)),
@@ -149,18 +183,18 @@ impl Mounts for MemoryMounts {
             }
             Some(_) => {}
         }
-        state.made.insert(target.to_owned());
-        state.mounts.push(Mount {
+        let mount = Mount {
             target: target.to_owned(),
             device: number(device),
             source: device.display().to_string(),
             root: "/".into(),
             kind: kind.name().to_owned(),
             is_read_only: options.is_read_only,
-        });
-        Ok(())
+        };
+        self.life.effect(|| state.add(mount))
     }
 
+    /// In the steps of [`super::linux::LinuxMounts`].
     fn bind(&self, source: &Path, target: &Path, options: &Options) -> Result<(), HostError> {
         let mut state = self.lock();
         state.begin("bind", target)?;
@@ -176,18 +210,35 @@ impl Mounts for MemoryMounts {
             },
             None => return Err(State::refuse("bind", target, io::ErrorKind::NotFound)),
         };
-        state.made.insert(target.to_owned());
-        state.mounts.push(Mount { target: target.to_owned(), is_read_only: options.is_read_only, ..shown });
-        Ok(())
+        self.life.effect(|| state.make_place(target))?;
+        let at_target = Mount { target: target.to_owned(), is_read_only: options.is_read_only, ..shown };
+        if !options.is_read_only {
+            return self.life.effect(|| state.add(at_target));
+        }
+        let scratch = Path::new(SCRATCH);
+        let writable = Mount { target: scratch.to_owned(), is_read_only: false, ..at_target.clone() };
+        self.life.effect(|| state.add(writable))?;
+        self.life.effect(|| {
+            state.mounts.iter_mut().filter(|it| it.target == scratch).for_each(|it| it.is_read_only = true);
+            Ok(())
+        })?;
+        self.life.effect(|| state.add(at_target))?;
+        self.life.effect(|| state.take_off(scratch))
+    }
+
+    fn tidy(&self) -> Result<usize, HostError> {
+        let mut state = self.lock();
+        let count = state.mounts.iter().filter(|mount| mount.target == Path::new(SCRATCH)).count();
+        for _ in 0..count {
+            self.life.effect(|| state.take_off(Path::new(SCRATCH)))?;
+        }
+        Ok(count)
     }
 
     fn unmount(&self, target: &Path) -> Result<(), HostError> {
         let mut state = self.lock();
         state.begin("unmount", target)?;
-        if let Some(at) = state.mounts.iter().rposition(|mount| mount.target == target) {
-            state.mounts.remove(at);
-        }
-        Ok(())
+        self.life.effect(|| state.take_off(target))
     }
 
     fn remove(&self, target: &Path) -> Result<(), HostError> {
@@ -196,11 +247,14 @@ impl Mounts for MemoryMounts {
         if state.at(target).is_some() {
             return Err(State::refuse("remove", target, io::ErrorKind::ResourceBusy));
         }
-        state.made.remove(target);
-        Ok(())
+        self.life.effect(|| {
+            state.made.remove(target);
+            Ok(())
+        })
     }
 
     fn holds(&self, device: &Path) -> Result<Option<String>, HostError> {
+        self.life.look()?;
         let missing = || HostError::Read { path: device.to_owned(), source: io::ErrorKind::NotFound.into() };
         self.lock().disks.get(device).map(|disk| disk.holds.clone()).ok_or_else(missing)
     }
@@ -211,10 +265,17 @@ impl Mounts for MemoryMounts {
         let Some(disk) = state.disks.get_mut(device) else {
             return Err(State::refuse("make a file system", device, io::ErrorKind::NotFound));
         };
-        disk.holds = Some(kind.name().to_owned());
-        disk.file_system_bytes = disk.len_bytes;
-        disk.times_made += 1;
-        Ok(())
+        self.life.effect(|| {
+            disk.is_unfinished = true;
+            Ok(())
+        })?;
+        self.life.effect(|| {
+            disk.is_unfinished = false;
+            disk.holds = Some(kind.name().to_owned());
+            disk.file_system_bytes = disk.len_bytes;
+            disk.times_made += 1;
+            Ok(())
+        })
     }
 
     fn grow(&self, device: &Path, mounted_at: &Path, _: FileSystem) -> Result<(), HostError> {
@@ -223,10 +284,12 @@ impl Mounts for MemoryMounts {
         if state.at(mounted_at).is_none() {
             return Err(State::refuse("grow", mounted_at, io::ErrorKind::NotFound));
         }
-        if let Some(disk) = state.disks.get_mut(device) {
-            disk.file_system_bytes = disk.len_bytes;
-        }
-        Ok(())
+        self.life.effect(|| {
+            if let Some(disk) = state.disks.get_mut(device) {
+                disk.file_system_bytes = disk.len_bytes;
+            }
+            Ok(())
+        })
     }
 
     fn freeze(&self, mounted_at: &Path) -> Result<(), HostError> {

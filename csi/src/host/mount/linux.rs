@@ -1,8 +1,8 @@
 //! The mounts of the machine this process runs on, and the tools of its file systems.
 
 use std::fs::{self, File};
-use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::ffi::OsStringExt as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,10 +11,14 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
+use uuid::Uuid;
 
+use super::xfs;
 use super::{FileSystem, Mount, Mounts, Options, Usage};
 use crate::host::HostError;
 
+/// Where binds are made read-only before they are shown. In a container nobody else sees it.
+const SCRATCH: &str = "/run/csi-node/bind";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// `blkid` found nothing, or could not read; the two are told apart by reading.
 const BLKID_NOTHING: i32 = 2;
@@ -56,30 +60,35 @@ impl Mounts for LinuxMounts {
     }
 
     fn bind(&self, source: &Path, target: &Path, options: &Options) -> Result<(), HostError> {
-        let failed = |what: &'static str| {
-            let target = target.to_owned();
-            move |error: Errno| HostError::Mount { what, target, source: error.into() }
-        };
-        let write = |source: io::Error| HostError::Write { path: target.to_owned(), source };
-        if source.is_dir() {
-            fs::create_dir_all(target).map_err(write)?;
-        } else {
-            if let Some(folder) = target.parent() {
-                fs::create_dir_all(folder).map_err(write)?;
-            }
-            File::options().create(true).append(true).open(target).map_err(write)?;
+        let is_folder = source.is_dir();
+        make_place(target, is_folder)?;
+        if !options.is_read_only {
+            return bind_as_is(source, target);
         }
-        let none: Option<&Path> = None;
-        mount(Some(source), target, none, MsFlags::MS_BIND, none).map_err(failed("bind"))?;
-        if options.is_read_only {
-            // A bind takes no options; they are set on the mount that it made.
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            if let Err(error) = mount(none, target, none, flags, none) {
-                let _ = umount2(target, MntFlags::empty());
-                return Err(failed("make read-only")(error));
-            }
+        // A bind takes no options: they are set on the mount that it made, which could be written until then, and for
+        // good where other mount namespaces have a copy already. So it is made read-only elsewhere, and shown as it then
+        // is: a bind of a bind, and every copy, has the options of its origin.
+        let scratch = Path::new(SCRATCH)
+            .join(Uuid::new_v5(&Uuid::NAMESPACE_OID, target.as_os_str().as_bytes()).to_string());
+        make_place(&scratch, is_folder)?;
+        let shown = bind_as_is(source, &scratch)
+            .and_then(|()| {
+                let (none, flags) =
+                    (None::<&Path>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+                mount(none, &scratch, none, flags, none).map_err(refused("make read-only", &scratch))
+            })
+            .and_then(|()| bind_as_is(&scratch, target));
+        let taken_off = clear(&scratch);
+        shown.and(taken_off)
+    }
+
+    fn tidy(&self) -> Result<usize, HostError> {
+        let mounts = self.mounts()?;
+        let left: Vec<_> = mounts.iter().filter(|mount| mount.target.starts_with(SCRATCH)).collect();
+        for mount in left.iter().rev() {
+            clear(&mount.target)?;
         }
-        Ok(())
+        Ok(left.len())
     }
 
     fn unmount(&self, target: &Path) -> Result<(), HostError> {
@@ -110,7 +119,12 @@ impl Mounts for LinuxMounts {
             .arg(device);
         let output = output(&mut command)?;
         match output.status.code() {
-            Some(0) => Ok(Some(text(&output.stdout))),
+            Some(0) => {
+                let found = text(&output.stdout);
+                let is_unfinished =
+                    found == FileSystem::Xfs.name() && xfs::is_unfinished(&first_sector(device)?);
+                Ok((!is_unfinished).then_some(found))
+            }
             Some(BLKID_NOTHING) => self.len_bytes(device).map(|_| None),
             _ => Err(failed(&command, &output)),
         }
@@ -191,9 +205,44 @@ impl Mounts for LinuxMounts {
     }
 }
 
+/// A folder, or an empty file, to mount something on.
+fn make_place(target: &Path, is_folder: bool) -> Result<(), HostError> {
+    let write = |source: io::Error| HostError::Write { path: target.to_owned(), source };
+    if is_folder {
+        return fs::create_dir_all(target).map_err(write);
+    }
+    if let Some(folder) = target.parent() {
+        fs::create_dir_all(folder).map_err(write)?;
+    }
+    File::options().create(true).append(true).open(target).map(drop).map_err(write)
+}
+
+fn refused(what: &'static str, target: &Path) -> impl FnOnce(Errno) -> HostError {
+    let target = target.to_owned();
+    move |error| HostError::Mount { what, target, source: error.into() }
+}
+
+fn bind_as_is(source: &Path, target: &Path) -> Result<(), HostError> {
+    let none: Option<&Path> = None;
+    mount(Some(source), target, none, MsFlags::MS_BIND, none).map_err(refused("bind", target))
+}
+
+/// Takes off what is at a place of ours, and the place away.
+fn clear(place: &Path) -> Result<(), HostError> {
+    LinuxMounts.unmount(place)?;
+    LinuxMounts.remove(place)
+}
+
 fn output(command: &mut Command) -> Result<Output, HostError> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.output().map_err(|source| HostError::Tool { program, said: source.to_string() })
+}
+
+fn first_sector(device: &Path) -> Result<Vec<u8>, HostError> {
+    let mut sector = vec![0; xfs::SECTOR_BYTES_MAX];
+    let read = File::open(device).and_then(|mut file| file.read_exact(&mut sector));
+    read.map_err(|source| HostError::Read { path: device.to_owned(), source })?;
+    Ok(sector)
 }
 
 fn run(command: &mut Command) -> Result<Output, HostError> {
