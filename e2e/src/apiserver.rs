@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +16,7 @@ use crate::kubectl::Kubectl;
 use crate::place::Place;
 use crate::ports::free_port;
 use crate::process::{Process, Processes};
+use crate::setup;
 
 /// A cold start takes five seconds on two quiet cores.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -30,16 +31,7 @@ pub fn binaries() -> Result<PathBuf> {
 
 /// The same folder, with more components of Kubernetes in it.
 pub fn binaries_with(components: &[&str]) -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/kubernetes.sh");
-    let output = Command::new(&script)
-        .args(components)
-        .stderr(Stdio::inherit())
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run {}", script.display()))?;
-    ensure!(output.status.success(), "{} failed, see above", script.display());
-    let text = String::from_utf8(output.stdout).context("the script prints a path")?;
-    Ok(PathBuf::from(text.trim_end()))
+    setup::one("kubernetes.sh", components)
 }
 
 /// A running (or stopped) API server. Dropping it kills it.

@@ -1,11 +1,13 @@
 //! Helm, as a user has it at hand: its own library, driven by `e2e/helm/helm.py`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+
+use crate::process::tell;
+use crate::setup;
 
 /// The chart of this tree.
 pub fn chart() -> PathBuf {
@@ -24,16 +26,8 @@ pub struct Helm {
 impl Helm {
     /// For a release that need not exist. Installed on the first call on a machine, which is said on standard error.
     pub fn new(release: &str, namespace: &str) -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/helm.sh");
-        let output = Command::new(&script)
-            .stderr(Stdio::inherit())
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("run {}", script.display()))?;
-        ensure!(output.status.success(), "{} failed, see above", script.display());
-        let python = String::from_utf8(output.stdout).context("the script prints a path")?;
         Ok(Self {
-            python: python.trim_end().into(),
+            python: setup::one("helm.sh", &[""; 0])?,
             kubeconfig: None,
             release: release.to_owned(),
             namespace: namespace.to_owned(),
@@ -58,19 +52,9 @@ impl Helm {
         for (name, value) in arguments.as_object().into_iter().flatten() {
             request[name] = value.clone();
         }
-        let mut child = tokio::process::Command::new(&self.python)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/helm.py"))
-            .env_remove("KUBECONFIG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start {}", self.python.display()))?;
-        let mut stdin = child.stdin.take().context("standard input is a pipe")?;
-        stdin.write_all(&serde_json::to_vec(&request)?).await.context("hand over the request")?;
-        drop(stdin);
-        let output = child.wait_with_output().await.context("wait for Helm")?;
+        let mut command = Command::new(&self.python);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/helm.py")).env_remove("KUBECONFIG");
+        let output = tell(command, &serde_json::to_vec(&request)?).await?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "helm.py failed at {action}: {said}");
         let mut answer: Value = serde_json::from_slice(&output.stdout).context("helm.py prints JSON")?;

@@ -1,11 +1,14 @@
 //! Container images of our programs, made without a container engine by `e2e/setup/images.sh`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::programs::program;
+use crate::setup;
+
+const SCRIPT: &str = "images.sh";
 
 /// Programs that have an image.
 pub const COMPONENTS: &[&str] =
@@ -13,10 +16,7 @@ pub const COMPONENTS: &[&str] =
 
 /// Downloads what is needed for it, where it is missing: from the hub of a lab nothing can be downloaded.
 pub fn prepare() -> Result<()> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/images.sh");
-    let status = Command::new(script).arg("--prepare").stdin(Stdio::null()).status();
-    ensure!(status.context("run e2e/setup/images.sh")?.success(), "e2e/setup/images.sh failed, see above");
-    Ok(())
+    setup::run(SCRIPT, &["--prepare"]).map(drop)
 }
 
 /// Makes archives of the programs of this build in `folder`, and returns their files. With `lab` also what a node of
@@ -24,15 +24,9 @@ pub fn prepare() -> Result<()> {
 pub async fn make(folder: &Path, components: &[&str], lab: bool) -> Result<Vec<PathBuf>> {
     let programs = program("io-engine")?;
     let programs = programs.parent().context("programs are in a folder")?.to_owned();
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/images.sh"));
-    command.arg("--programs").arg(programs).arg("--out").arg(folder);
-    command.args(lab.then_some("--lab")).args(components);
-    command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .context("wait for images.sh")?
-        .context("run e2e/setup/images.sh")?;
-    ensure!(output.status.success(), "e2e/setup/images.sh failed, see above");
-    let text = String::from_utf8(output.stdout).context("the script prints paths")?;
-    Ok(text.lines().map(PathBuf::from).collect())
+    let mut arguments: Vec<OsString> =
+        vec!["--programs".into(), programs.into(), "--out".into(), folder.into()];
+    arguments.extend(lab.then(|| "--lab".into()));
+    arguments.extend(components.iter().map(OsString::from));
+    tokio::task::spawn_blocking(move || setup::run(SCRIPT, &arguments)).await.context("wait for images.sh")?
 }

@@ -1,15 +1,13 @@
 //! kubectl, as a user has it at hand.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 
 use crate::place::Place;
+use crate::process::tell;
 
 /// Longer than any call takes on a machine that is alive.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -93,25 +91,10 @@ impl Kubectl {
     }
 
     async fn call(&self, args: &[&str], input: &str) -> Result<String> {
-        let mut command = Command::from(self.place.command(&self.program));
-        let mut child = command
-            .arg("--kubeconfig")
-            .arg(&self.kubeconfig)
-            .arg("--cache-dir")
-            .arg(&self.cache_dir)
-            .args(args)
-            .env_remove("KUBECONFIG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start {}", self.program.display()))?;
-        // kubectl reads all of its input before it prints anything, so one after the other cannot block.
-        let mut stdin = child.stdin.take().context("standard input is a pipe")?;
-        stdin.write_all(input.as_bytes()).await.context("hand over the manifests")?;
-        drop(stdin);
-        let output = child.wait_with_output().await.context("wait for kubectl")?;
+        let mut command = self.place.command(&self.program);
+        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(&self.cache_dir);
+        command.args(args).env_remove("KUBECONFIG");
+        let output = tell(command, input.as_bytes()).await?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
             bail!("{}{}", text(&output.stderr), text(&output.stdout));

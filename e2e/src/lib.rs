@@ -40,6 +40,7 @@ pub mod process;
 pub mod programs;
 pub mod run_dir;
 pub mod scrape;
+pub mod setup;
 pub mod site;
 pub mod steps;
 pub mod vm;

@@ -14,13 +14,14 @@ use std::future::Future;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::wait::wait_until;
 
@@ -28,6 +29,22 @@ use crate::wait::wait_until;
 const TAIL_LINES: usize = 30;
 /// How far back the tail is looked for.
 const TAIL_BYTES: u64 = 16 * 1024;
+
+/// Runs a command that reads all of `input` before it prints anything, and waits for its end.
+pub(crate) async fn tell(command: Command, input: &[u8]) -> Result<Output> {
+    let told = command.get_program().display().to_string();
+    let mut child = tokio::process::Command::from(command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {told}"))?;
+    let mut stdin = child.stdin.take().context("standard input is a pipe")?;
+    stdin.write_all(input).await.with_context(|| format!("hand {told} its input"))?;
+    drop(stdin);
+    child.wait_with_output().await.with_context(|| format!("wait for {told}"))
+}
 
 /// The process group of one run. Dropping it kills everything in it.
 #[derive(Debug)]

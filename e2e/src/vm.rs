@@ -9,7 +9,7 @@
 //! The machine is emulated (`tcg`): that works everywhere, boots in seconds, and proves behaviour, not speed.
 //! `E2E_ACCEL=kvm` uses the processor's virtualisation, where the kernel does not hang on it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::guest::Reply;
 use crate::netns::{Net, Peer};
 use crate::process::{Process, Processes};
 use crate::programs::program;
+use crate::setup;
 
 mod agent;
 mod agents;
@@ -237,10 +238,10 @@ impl LinuxHost {
 
 impl Machine {
     async fn prepare(processes: &Processes, net: &Net, options: &BootOptions, name: &str) -> Result<Self> {
-        let parts = PathBuf::from(linux_host(&[options.kernel.suite().to_owned()]).await?);
+        let parts = linux_host(vec![options.kernel.suite().to_owned()]).await?;
         let mut pack = vec!["pack".to_owned(), format!("guest-agent={}", program("guest-agent")?.display())];
         pack.extend(options.programs.iter().map(|(name, path)| format!("{name}={}", path.display())));
-        let programs = linux_host(&pack).await?;
+        let programs = linux_host(pack).await?;
         // The kernel unpacks archives that follow each other one after the other.
         let initramfs = processes.log_dir().join(format!("{name}.initramfs"));
         let base = options.base.as_ref().unwrap_or(&parts);
@@ -326,21 +327,7 @@ impl Machine {
     }
 }
 
-/// Runs `linux-host.sh`, whose output is the path it made. The first run ever downloads; what it says
-/// meanwhile goes to standard error.
-async fn linux_host(arguments: &[String]) -> Result<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/linux-host.sh");
-    let arguments = arguments.to_vec();
-    let output = tokio::task::spawn_blocking(move || {
-        Command::new(script).args(arguments).stderr(std::process::Stdio::inherit()).output()
-    })
-    .await
-    .context("wait for linux-host.sh")?
-    .context("run e2e/setup/linux-host.sh")?;
-    ensure!(
-        output.status.success(),
-        "e2e/setup/linux-host.sh failed ({}); its words are above",
-        output.status
-    );
-    Ok(String::from_utf8(output.stdout).context("the path of the parts")?.trim().to_owned())
+async fn linux_host(arguments: Vec<String>) -> Result<PathBuf> {
+    let made = tokio::task::spawn_blocking(move || setup::one("linux-host.sh", &arguments)).await;
+    made.context("wait for linux-host.sh")?
 }

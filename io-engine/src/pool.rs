@@ -54,7 +54,7 @@ pub use open::{Expected, PoolSpec, UnverifiedPool};
 use self::core::{Core, detached_call};
 use crate::block::{BaseDevice, BlockDevice};
 use crate::replica::{Replica, ReplicaSpec};
-use record::{Change, ExtentRun, LayerId, LayerRow, ReplicaRow};
+use record::{Change, LayerId, LayerRow, ReplicaRow};
 use superblock::Session;
 
 /// Space of a pool.
@@ -294,7 +294,6 @@ impl Pool {
     /// Writes the records of a new replica: its layer, its extents if it is thick, and last the row that makes it one.
     async fn make(&self, row: &ReplicaRow) -> Result<(), PoolError> {
         let core = self.core();
-        let extents = u32::try_from(row.len_bytes / core.layout.extent_bytes).expect("it fits the pool");
         let layer = LayerRow {
             id: row.layer,
             parent: None,
@@ -302,23 +301,7 @@ impl Pool {
             is_frozen: false,
             keeps_extents: !row.is_thin,
         };
-        let mut changes = vec![Change::LayerPut(layer)];
-        let runs = if row.is_thin { Vec::new() } else { core.take_extents(extents).await? };
-        let mut logical = 0;
-        for run in &runs {
-            changes.push(Change::ExtentsAssigned(ExtentRun {
-                layer: row.layer,
-                logical,
-                physical: run.first,
-                count: run.count,
-                is_held: false,
-            }));
-            logical += run.count;
-        }
-        changes.push(Change::ReplicaPut(row.clone()));
-        // When this fails the pool has failed, and what was taken does not matter any more.
-        core.commit_all(changes).await?;
-        core.flush_device().await
+        grow::extend(core, layer, 0, row).await
     }
 
     /// Destroys a replica: I/O in flight is completed, later I/O refused; its extents are free when that is durable.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::kubectl::Kubectl;
 use crate::netns::{HUB_ADDRESS, Net};
 use crate::process::Processes;
+use crate::setup;
 use crate::vm::{BootOptions, LinuxHost};
 use crate::wait::wait_patiently;
 
@@ -174,11 +175,7 @@ impl KubernetesNode {
 /// The folder with kernel, initramfs and root disk; made on the first call on a machine, which downloads: from the hub
 /// of a lab nothing can be.
 pub(super) fn parts() -> Result<PathBuf> {
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/kubernetes-node.sh"));
-    command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().context("run e2e/setup/kubernetes-node.sh")?;
-    ensure!(output.status.success(), "e2e/setup/kubernetes-node.sh failed, see above");
-    Ok(String::from_utf8(output.stdout).context("the script prints a path")?.trim_end().into())
+    setup::one("kubernetes-node.sh", &[""; 0])
 }
 
 fn run(mut command: Command) -> Result<()> {

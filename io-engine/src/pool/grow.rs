@@ -7,6 +7,8 @@
 //! again. New blocks are not held by anybody, so they read as zeroes whatever their extents held before (SAFETY D11).
 //! I/O goes on meanwhile.
 
+use std::rc::Rc;
+
 use super::core::{Core, detached_call};
 use super::error::{Kind, PoolError};
 use super::record::{Change, ExtentRun, LayerRow, ReplicaRow};
@@ -74,14 +76,27 @@ impl Pool {
 }
 
 /// Writes the records of a growth: the layer, its extents if it is thick, and last the row.
-async fn put(core: &std::rc::Rc<Core>, before: &ReplicaRow, row: &ReplicaRow) -> Result<(), PoolError> {
-    let narrow = |extents: u64| u32::try_from(extents).expect("it fits the pool");
-    let first = narrow(before.len_bytes / core.layout.extent_bytes);
-    let count = narrow((row.len_bytes - before.len_bytes) / core.layout.extent_bytes);
-    let layer = core.layer_row(row.layer).map(|layer| LayerRow { len_bytes: row.len_bytes, ..layer });
-    let mut changes: Vec<Change> = layer.map(Change::LayerPut).into_iter().collect();
+async fn put(core: &Rc<Core>, before: &ReplicaRow, row: &ReplicaRow) -> Result<(), PoolError> {
+    let Some(layer) = core.layer_row(row.layer) else {
+        let what = format!("replica {} has no layer {:?}", row.uuid, row.layer);
+        return Err(PoolError::new(Kind::Corrupt, what));
+    };
+    extend(core, LayerRow { len_bytes: row.len_bytes, ..layer }, before.len_bytes, row).await
+}
+
+/// Makes a replica's layer reach to its row's end, from `from_bytes` on: writes the layer, extents for a thick one, and last
+/// the row, and waits until that is durable.
+pub(super) async fn extend(
+    core: &Rc<Core>,
+    layer: LayerRow,
+    from_bytes: u64,
+    row: &ReplicaRow,
+) -> Result<(), PoolError> {
+    let extents = |bytes: u64| u32::try_from(bytes / core.layout.extent_bytes).expect("it fits the pool");
+    let mut logical = extents(from_bytes);
+    let count = extents(row.len_bytes) - logical;
+    let mut changes = vec![Change::LayerPut(layer)];
     let runs = if row.is_thin { Vec::new() } else { core.take_extents(count).await? };
-    let mut logical = first;
     for run in &runs {
         changes.push(Change::ExtentsAssigned(ExtentRun {
             layer: row.layer,
