@@ -1,8 +1,12 @@
 //! Does one step of a volume's plan.
 
+use std::future::Future;
+use std::sync::Arc;
+
 use engine_api::{
-    AddChild, AnaState, ChildAction, ChildRef, CreateNexus, CreateReplica, DestroyReplica,
-    ErrorKind as EngineErrorKind, Nexus, PoolSelector, Preempt, Replica, Reservation, ReservationKind, Share,
+    AddChild, AnaState, ApiError, Call, ChildAction, ChildRef, CreateNexus, CreateReplica, DestroyReplica,
+    Engine, ErrorKind as EngineErrorKind, Nexus, PoolSelector, Preempt, Replica, Reservation,
+    ReservationKind, Share,
 };
 use store::StoreError;
 use tracing::{info, warn};
@@ -195,6 +199,36 @@ fn note_nexus(held: &mut Holdings, nexus: Nexus) {
     held.nexuses.insert(nexus.uuid, nexus);
 }
 
+/// Asks the engine of a replica for a change of it. Refusals of the kinds `done` say that it was made before.
+async fn change_replica<F>(
+    core: &Core,
+    pool: &PoolSpec,
+    id: Uuid,
+    done: &[EngineErrorKind],
+    asked: impl FnOnce() -> String,
+    call: impl FnOnce(Arc<dyn Engine>, Call) -> F,
+) -> Result<()>
+where
+    F: Future<Output = std::result::Result<Replica, ApiError>>,
+{
+    settled_by(core.engines.change(&pool.node, id, asked, call, note_replica).await, done)
+}
+
+/// Asks the engine of a nexus for a change of it, one of a volume at a time. Refusals of the kinds `done` say that it was
+/// made before.
+async fn change_nexus<F>(
+    core: &Core,
+    spec: &NexusSpec,
+    done: &[EngineErrorKind],
+    asked: impl FnOnce() -> String,
+    call: impl FnOnce(Arc<dyn Engine>, Call) -> F,
+) -> Result<()>
+where
+    F: Future<Output = std::result::Result<Nexus, ApiError>>,
+{
+    settled_by(core.engines.change(&spec.node, spec.volume, asked, call, note_nexus).await, done)
+}
+
 async fn create_replica(core: &Core, id: Uuid) -> Result<()> {
     let (replica, pool) = replica_and_pool(core, id)?;
     let request = CreateReplica {
@@ -207,17 +241,10 @@ async fn create_replica(core: &Core, id: Uuid) -> Result<()> {
         entity_id: Some(replica.volume.to_string()),
     };
     let asked = || format!("create replica {id} in pool {}", pool.id);
-    let outcome = core
-        .engines
-        .change(
-            &pool.node,
-            id,
-            asked,
-            |engine, call| async move { engine.create_replica(call, request).await },
-            note_replica,
-        )
-        .await;
-    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+    change_replica(core, &pool, id, &[EngineErrorKind::AlreadyExists], asked, |engine, call| async move {
+        engine.create_replica(call, request).await
+    })
+    .await
 }
 
 async fn destroy_replica(core: &Core, id: Uuid, despite_reservation: bool) -> Result<()> {
@@ -239,63 +266,39 @@ async fn destroy_replica(core: &Core, id: Uuid, despite_reservation: bool) -> Re
 
 async fn grow_replica(core: &Core, id: Uuid, size_bytes: u64) -> Result<()> {
     let (_, pool) = replica_and_pool(core, id)?;
-    let outcome = core
-        .engines
-        .change(
-            &pool.node,
-            id,
-            || format!("grow replica {id} in pool {} on node {} to {size_bytes} bytes", pool.id, pool.node),
-            |engine, call| async move { engine.resize_replica(call, id, size_bytes).await },
-            note_replica,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("grow replica {id} in pool {} to {size_bytes} bytes", pool.id);
+    change_replica(core, &pool, id, &[], asked, |engine, call| async move {
+        engine.resize_replica(call, id, size_bytes).await
+    })
+    .await
 }
 
 async fn grow_nexus(core: &Core, id: Uuid, size_bytes: u64) -> Result<()> {
     let spec = nexus_spec(core, id)?;
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("grow nexus {id} on node {} to {size_bytes} bytes", spec.node),
-            |engine, call| async move { engine.resize_nexus(call, id, size_bytes).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("grow nexus {id} of volume {} to {size_bytes} bytes", spec.volume);
+    change_nexus(core, &spec, &[], asked, |engine, call| async move {
+        engine.resize_nexus(call, id, size_bytes).await
+    })
+    .await
 }
 
 async fn share_replica(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
     let (_, pool) = replica_and_pool(core, id)?;
     let share = Share { allowed_hosts: hosts.to_vec() };
-    let outcome = core
-        .engines
-        .change(
-            &pool.node,
-            id,
-            || format!("export replica {id} to {}", hosts.join(", ")),
-            |engine, call| async move { engine.share_replica(call, id, share).await },
-            note_replica,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("export replica {id} to {}", hosts.join(", "));
+    change_replica(core, &pool, id, &[], asked, |engine, call| async move {
+        engine.share_replica(call, id, share).await
+    })
+    .await
 }
 
 async fn unshare_replica(core: &Core, id: Uuid) -> Result<()> {
     let (_, pool) = replica_and_pool(core, id)?;
-    let outcome = core
-        .engines
-        .change(
-            &pool.node,
-            id,
-            || format!("withdraw the export of replica {id}"),
-            |engine, call| async move { engine.unshare_replica(call, id).await },
-            note_replica,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("withdraw the export of replica {id}");
+    change_replica(core, &pool, id, &[], asked, |engine, call| async move {
+        engine.unshare_replica(call, id).await
+    })
+    .await
 }
 
 async fn reserve_nexus(core: &Core, volume: Uuid, nexus: Uuid) -> Result<()> {
@@ -357,50 +360,32 @@ async fn create_nexus(
         info_key: Some(keys.nexus_info(&volume.to_string(), &id.to_string())),
         given_up: given_up.to_vec(),
     };
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            volume,
-            || format!("create nexus {id} of volume {volume}"),
-            |engine, call| async move { engine.create_nexus(call, request).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+    let asked = || format!("create nexus {id} of volume {volume}");
+    change_nexus(core, &spec, &[EngineErrorKind::AlreadyExists], asked, |engine, call| async move {
+        engine.create_nexus(call, request).await
+    })
+    .await
 }
 
 async fn publish_nexus(core: &Core, id: Uuid, hosts: &[String]) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let share = Share { allowed_hosts: hosts.to_vec() };
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("export nexus {id} of volume {}", spec.volume),
-            |engine, call| async move { engine.publish_nexus(call, id, share).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("export nexus {id} of volume {}", spec.volume);
+    change_nexus(core, &spec, &[], asked, |engine, call| async move {
+        engine.publish_nexus(call, id, share).await
+    })
+    .await
 }
 
 async fn activate_nexus(core: &Core, id: Uuid) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     // The old one was stopped since this one was made to stand by.
     hand_record_on(core, spec.volume, id).await?;
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("let nexus {id} of volume {} serve", spec.volume),
-            |engine, call| async move { engine.set_ana_state(call, id, AnaState::Optimized).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("let nexus {id} of volume {} serve", spec.volume);
+    change_nexus(core, &spec, &[], asked, |engine, call| async move {
+        engine.set_ana_state(call, id, AnaState::Optimized).await
+    })
+    .await
 }
 
 /// Shuts an old target down if its engine answers soon enough: hosts wait. One that does not is noted, which is what
@@ -486,47 +471,33 @@ async fn destroy_nexus(core: &Core, id: Uuid) -> Result<()> {
 async fn add_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let request = AddChild { nexus: id, uri: uri.to_owned(), rebuild: true };
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("add {uri} to nexus {id}"),
-            |engine, call| async move { engine.add_child(call, request).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[EngineErrorKind::AlreadyExists])
+    let asked = || format!("add {uri} to nexus {id}");
+    change_nexus(core, &spec, &[EngineErrorKind::AlreadyExists], asked, |engine, call| async move {
+        engine.add_child(call, request).await
+    })
+    .await
 }
 
 async fn remove_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let child = ChildRef { nexus: id, uri: uri.to_owned() };
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("remove {uri} from nexus {id}"),
-            |engine, call| async move { engine.remove_child(call, child).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("remove {uri} from nexus {id}");
+    change_nexus(
+        core,
+        &spec,
+        &[],
+        asked,
+        |engine, call| async move { engine.remove_child(call, child).await },
+    )
+    .await
 }
 
 async fn online_child(core: &Core, id: Uuid, uri: &str) -> Result<()> {
     let spec = nexus_spec(core, id)?;
     let child = ChildRef { nexus: id, uri: uri.to_owned() };
-    let outcome = core
-        .engines
-        .change(
-            &spec.node,
-            spec.volume,
-            || format!("bring {uri} back into nexus {id}"),
-            |engine, call| async move { engine.child_operation(call, child, ChildAction::Online).await },
-            note_nexus,
-        )
-        .await;
-    settled_by(outcome, &[])
+    let asked = || format!("bring {uri} back into nexus {id}");
+    change_nexus(core, &spec, &[], asked, |engine, call| async move {
+        engine.child_operation(call, child, ChildAction::Online).await
+    })
+    .await
 }
