@@ -22,8 +22,7 @@ shopt -s inherit_errexit
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 chart=$here/../../charts/mayastor
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
-mirror=${MAYASTOR_LAB_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+source "$here/debian.sh"
 suite=$(. /etc/os-release && [ "${ID:-}" = debian ] && echo "${VERSION_CODENAME:-bookworm}" || echo bookworm)
 architecture=$(dpkg --print-architecture)
 
@@ -37,75 +36,31 @@ node_tools=(
 # As the chart runs them: these need devices, or folders on the node that are root's.
 declare -A user=([io-engine]=0:0 [csi-node]=0:0 [ha-node]=0:0)
 
-say() { echo "images: $*" >&2; }
 fail() { say "$*"; exit 1; }
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
-
-work=
-temporary=
-trap '[ -z "$work" ] || rm -rf "$work"; [ -z "$temporary" ] || rm -rf "$temporary"' EXIT
 
 # Unpacks the packages into the cache, once for each list of them.
 unpacked_packages() {
     local key dir
-    key=$suite-$(echo "${needed_packages[@]}" | sha256sum | cut -c 1-16)
-    dir=$cache/images/$key
-    if [ ! -d "$dir" ]; then
-        mkdir -p "$cache/images"
-        exec 9>"$cache/images/lock"
-        flock 9
-        if [ ! -d "$dir" ]; then
-            rm -rf "$cache/images"/.tmp.*
-            temporary=$(mktemp -d "$cache/images/.tmp.XXXXXX")
-            say "downloading the C library and the tools of file systems from Debian's $suite (about 10 MB)"
-            download "$temporary/apt" >&2
-            mkdir "$temporary/root"
-            for deb in "$temporary"/apt/archives/*.deb; do
-                case ${deb##*/} in
-                # Of maintainer scripts, which nobody runs here.
-                perl* | libperl* | dpkg_* | debconf_* | passwd_*) continue ;;
-                *) dpkg-deb -x "$deb" "$temporary/root" ;;
-                esac
-            done
-            rm -rf "$temporary/apt" "$temporary"/root/usr/share/{doc,man,locale,bash-completion}
-            chmod 755 "$temporary"
-            mv -T "$temporary" "$dir"
-            temporary=
-        fi
-        flock -u 9
-    fi
+    key=$suite-$(cat "$here"/{images.sh,debian.sh} | sha256sum | cut -c 1-16)
+    dir=$(once images "$key" unpack_packages)
     echo "$dir/root"
 }
 
-download() { # DIRECTORY
-    local dir=$1 apt
-    mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-    # With an empty status nothing counts as installed, so that every library comes along.
-    : >"$dir/status"
-    local signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    {
-        echo "deb $signed $mirror $suite main"
-        echo "deb $signed $mirror $suite-updates main"
-        echo "deb $signed ${mirror%/debian}/debian-security $suite-security main"
-    } >"$dir/sources.list"
-    apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$dir"
-        -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
-        -o APT::Sandbox::User= -o Debug::NoLocking=1 -o Acquire::Languages=none -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
-    apt-get "${apt[@]}" -o APT::Update::Error-Mode=any update
+unpack_packages() { # DIRECTORY
+    local dir=$1 deb
+    private_apt "$dir/apt" "$suite"
+    say "downloading the C library and the tools of file systems from Debian's $suite (about 10 MB)"
     apt-get "${apt[@]}" --no-install-recommends --download-only -y install "${needed_packages[@]}"
-}
-
-# Follows links as they look from inside ROOT.
-resolve() { # ROOT PATH
-    local root=$1 path=$2 target
-    while [ -L "$root$path" ]; do
-        target=$(readlink "$root$path")
-        case $target in
-        /*) path=$target ;;
-        *) path=$(dirname "$path")/$target ;;
+    mkdir "$dir/root"
+    for deb in "$dir"/apt/archives/*.deb; do
+        case ${deb##*/} in
+        # Of maintainer scripts, which nobody runs here.
+        perl* | libperl* | dpkg_* | debconf_* | passwd_*) continue ;;
+        *) dpkg-deb -x "$deb" "$dir/root" ;;
         esac
     done
-    echo "$root$path"
+    rm -rf "$dir/apt" "$dir"/root/usr/share/{doc,man,locale,bash-completion}
 }
 
 # The loader's path is written into every program.
@@ -146,7 +101,7 @@ base_tree() { # PACKAGES TREE PROGRAM
 # The tools of file systems, beside the base.
 tools_tree() { # PACKAGES TREE LOADER
     local packages=$1 tree=$2 loader=$3 path tool name
-    path=$(find "$packages/lib" "$packages/usr/lib" -name '*.so.*' -printf '%h\n' | sort -u | paste -sd:)
+    path=$(library_path "$packages")
     mkdir -p "$tree"/{usr/bin,usr/sbin,etc}
     for tool in "${node_tools[@]}"; do
         tool=${tool#/usr}
@@ -243,7 +198,9 @@ main() {
     done
     packages=$(unpacked_packages)
     mkdir -p "$out"
+    # Not local: the trap runs when this function is over.
     work=$(mktemp -d "$out/.work.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
 
     local first=$programs/${components[0]}
     base_tree "$packages" "$work/base" "$first"

@@ -8,20 +8,17 @@
 # installed, and no maintainer script runs: what is needed of them is done here. The kubelet is the one that
 # kubernetes.sh builds.
 #
-# The directory is named after the contents of the files that made it and appears by one rename, so it is there as a
-# whole or not at all, and a repeat only looks.
+# The directory is named after the contents of the files that made it.
 #
 # XDG_CACHE_HOME moves the cache. MAYASTOR_LAB_DEBIAN_MIRROR names another mirror; debian-security must be beside it.
 set -euo pipefail
 shopt -s inherit_errexit
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
-mirror=${MAYASTOR_LAB_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+source "$here/debian.sh"
 # Sparse: it takes what is written.
 root_size=4G
 
-kernel_package=linux-image-cloud-amd64
 node_packages=(
     containerd runc containernetworking-plugins iptables conntrack socat iproute2 kmod util-linux mount busybox-static
     e2fsprogs
@@ -37,47 +34,6 @@ node_modules=(
 )
 # On demand.
 other_modules=(xfs btrfs sch_netem)
-
-say() { echo "kubernetes-node: $*" >&2; }
-
-apt_options() { # DIRECTORY: lists, caches and package status of its own
-    local dir=$1
-    mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-    # With an empty status nothing counts as installed, so that every library comes along.
-    : >"$dir/status"
-    local signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    {
-        echo "deb $signed $mirror bookworm main"
-        echo "deb $signed $mirror bookworm-updates main"
-        echo "deb $signed ${mirror%/debian}/debian-security bookworm-security main"
-    } >"$dir/sources.list"
-    apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
-        -o APT::Sandbox::User= -o Debug::NoLocking=1 -o APT::Architecture=amd64 -o Acquire::Languages=none
-        -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
-}
-
-# Follows links as they look from inside ROOT: Debian's are absolute here and there.
-resolve() { # ROOT PATH
-    local root=$1 path=$2 target
-    while [ -L "$root$path" ]; do
-        target=$(readlink "$root$path")
-        case $target in
-        /*) path=$target ;;
-        *) path=$(dirname "$path")/$target ;;
-        esac
-    done
-    echo "$root$path"
-}
-
-# Runs a program of the unpacked packages with the loader and libraries beside it.
-unpacked() { # ROOT PROGRAM [ARGUMENT...]
-    local root=$1 program=$2 path
-    shift 2
-    path=$(find "$root/usr/lib" -name '*.so.*' -printf '%h\n' | sort -u | paste -sd:)
-    "$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" --argv0 "${program##*/}" --library-path "$path" \
-        "$(resolve "$root" "$program")" "$@"
-}
 
 # Unpacks packages into one tree where /bin, /sbin and /lib are links, as in an installed Debian.
 unpack() { # ROOT DEB...
@@ -109,15 +65,11 @@ add_modules() { # ROOT KERNEL RELEASE TREE MODULE...
     unpacked "$root" /sbin/depmod -b "$tree" "$release"
 }
 
-prepare_into() { # DIRECTORY KUBELET
-    local dir=$1 kubelet=$2 work=$1/work root=$1/work/root kernel=$1/work/kernel boot=$1/work/boot package release name
+prepare_into() { # KUBELET DIRECTORY
+    local kubelet=$1 dir=$2 work=$2/work root=$2/work/root kernel=$2/work/kernel boot=$2/work/boot package release name
     mkdir -p "$work"
-    apt_options "$work"
-    say "reading Debian's package lists"
-    apt-get "${apt[@]}" -o APT::Update::Error-Mode=any update
-    package=$(apt-cache "${apt[@]}" --no-all-versions show "$kernel_package" |
-        sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p')
-    [ -n "$package" ] || { say "no package $kernel_package at $mirror"; return 1; }
+    private_apt "$work" bookworm
+    package=$(kernel_package)
     say "downloading containerd and its surroundings, and $package (about 130 MB)"
     apt-get "${apt[@]}" --no-install-recommends --download-only -y install "${node_packages[@]}"
     mkdir "$work/kernel-package"
@@ -176,26 +128,6 @@ furnish() { # ROOT
 }
 
 kubelet=$("$here/kubernetes.sh" kubelet)/kubelet
-key=$(cat "${BASH_SOURCE[0]}" "$here"/guest/{node-boot,node-init,containerd.toml} <(echo "$kubelet") | sha256sum | cut -c 1-16)
-dir=$cache/kubernetes-node/$key
-if [ ! -d "$dir" ]; then
-    command -v apt-get dpkg-deb >/dev/null || { say "this needs a Debian machine (apt-get, dpkg-deb)"; exit 1; }
-    mkdir -p "$cache/kubernetes-node"
-    exec 9>"$cache/kubernetes-node/lock"
-    flock 9
-    if [ ! -d "$dir" ]; then
-        # Under the lock nobody is at work in these: runs that were cut off left them.
-        rm -rf "$cache/kubernetes-node"/.tmp.*
-        temporary=$(mktemp -d "$cache/kubernetes-node/.tmp.XXXXXX")
-        trap 'rm -rf "$temporary"' EXIT
-        prepare_into "$temporary" "$kubelet" >&2
-        chmod 755 "$temporary"
-        mv -T "$temporary" "$dir"
-        trap - EXIT
-        say "ready in $dir ($(du -sh "$dir" | cut -f 1))"
-        # What older trees made; one that is still wanted is made again in a minute.
-        find "$cache/kubernetes-node" -mindepth 1 -maxdepth 1 -type d -mtime +14 ! -name "$key" -exec rm -rf {} +
-    fi
-    flock -u 9
-fi
-echo "$dir"
+key=$(cat "$here"/{kubernetes-node.sh,debian.sh,guest/node-boot,guest/node-init,guest/containerd.toml} <(echo "$kubelet") |
+    sha256sum | cut -c 1-16)
+once kubernetes-node "$key" prepare_into "$kubelet"

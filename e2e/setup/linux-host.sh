@@ -10,18 +10,15 @@
 # ordinary `apt-get` with lists and caches of its own: nothing is installed, no package of the machine is touched, and
 # root is not needed. Programs from there run with the libraries they came with.
 #
-# A directory of parts is named after the contents of the files that made it. It is put in place by one rename, so
-# it is there as a whole or not at all, and a repeat only looks.
+# A directory of parts is named after the contents of the files that made it.
 #
-# XDG_CACHE_HOME moves the cache. MAYASTOR_LAB_DEBIAN_MIRROR names another mirror than http://deb.debian.org/debian;
-# debian-security must be beside it.
+# XDG_CACHE_HOME moves the cache. MAYASTOR_LAB_DEBIAN_MIRROR names another mirror; debian-security must be beside it.
 set -euo pipefail
+shopt -s inherit_errexit
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/mayastor-lab
-mirror=${MAYASTOR_LAB_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+source "$here/debian.sh"
 
-kernel_package=linux-image-cloud-amd64
 # What the harness runs here (qemu), and what the guest runs: busybox for the everyday tools, and the real ones where
 # a story depends on how the real one behaves.
 packages=(qemu-system-x86 busybox-static kmod nvme-cli e2fsprogs xfsprogs btrfs-progs iproute2 util-linux mount)
@@ -37,67 +34,14 @@ boot_modules=(virtio_pci virtio_net virtio_blk virtio_console virtio_rng nvme-fa
 # There on demand: file systems, delay and loss, killing sockets, and the kernel's own target as an independent peer.
 other_modules=(ext4 xfs btrfs loop crc32c_generic sch_netem sch_tbf tcp_diag inet_diag brd configfs nvmet nvmet-tcp)
 
-say() { echo "linux-host: $*" >&2; }
-
-# Runs a program of the unpacked packages with the loader and libraries unpacked beside it.
-unpacked() { # ROOT PROGRAM [ARGUMENT...]
-    local root=$1 program=$2
-    shift 2
-    "$root/lib64/ld-linux-x86-64.so.2" --argv0 "${program##*/}" --library-path "$(library_path "$root")" \
-        "$(resolve "$root" "$program")" "$@"
-}
-
-library_path() { # ROOT
-    local dirs
-    dirs=$(find "$1/lib" "$1/usr/lib" -name '*.so.*' -printf '%h\n' | sort -u)
-    echo "${dirs//$'\n'/:}"
-}
-
-# Follows links as they look from inside ROOT: Debian's are absolute here and there.
-resolve() { # ROOT PATH
-    local root=$1 path=$2 target
-    while [ -L "$root$path" ]; do
-        target=$(readlink "$root$path")
-        case $target in
-        /*) path=$target ;;
-        *) path=$(dirname "$path")/$target ;;
-        esac
-    done
-    echo "$root$path"
-}
-
-apt_options() { # DIRECTORY: lists, caches and package status of its own, for the time of this run
-    local dir=$1
-    mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-    # With an empty status nothing counts as installed, so that every library comes along: what is unpacked does not
-    # depend on the machine, and goes on working when the machine's packages change.
-    : >"$dir/status"
-    local signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    {
-        echo "deb $signed $mirror bookworm main"
-        echo "deb $signed $mirror bookworm-updates main"
-        echo "deb $signed ${mirror%/debian}/debian-security bookworm-security main"
-        # Packages from here are taken only where they are asked for by the suite's name.
-        echo "deb $signed $mirror bookworm-backports main"
-    } >"$dir/sources.list"
-    apt=(-qq -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir"
-        -o APT::Sandbox::User= -o Debug::NoLocking=1 -o APT::Architecture=amd64 -o Acquire::Languages=none
-        -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
-}
-
-prepare_into() { # DIRECTORY SUITE
-    local dir=$1 suite=$2 root=$1/root work=$1/work kernel release deb
+prepare_into() { # SUITE DIRECTORY
+    local suite=$1 dir=$2 root=$2/root work=$2/work kernel release deb
     mkdir -p "$root" "$work"
-    apt_options "$work"
-    say "reading Debian's package lists"
-    apt-get "${apt[@]}" update
+    private_apt "$work" bookworm bookworm-backports
     local -a release_option=()
     # By itself apt takes bookworm's with its security updates, and nothing from the backports.
     [ "$suite" = bookworm ] || release_option=(-o "APT::Default-Release=$suite")
-    kernel=$(apt-cache "${apt[@]}" "${release_option[@]}" --no-all-versions show "$kernel_package" |
-        sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p')
-    [ -n "$kernel" ] || { say "no package $kernel_package at $mirror"; return 1; }
+    kernel=$(kernel_package "${release_option[@]}")
     say "downloading qemu, the guest's programs and $kernel (about 110 MB)"
     apt-get "${apt[@]}" --no-install-recommends --download-only -y install "${packages[@]}"
     (cd "$work/archives" && apt-get "${apt[@]}" download "$kernel")
@@ -121,7 +65,7 @@ prepare_into() { # DIRECTORY SUITE
 #!/bin/sh
 root=\$(dirname "\$(readlink -f "\$0")")/root
 export QEMU_MODULE_DIR="\$root/usr/lib/x86_64-linux-gnu/qemu"
-exec "\$root/lib64/ld-linux-x86-64.so.2" --library-path "$(library_path "$root" | sed "s#$root#\$root#g")" \\
+exec "\$root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" --library-path "$(library_path "$root" | sed "s#$root#\$root#g")" \\
     "\$root/usr/bin/qemu-system-x86_64" -L "\$root/usr/share/qemu" -L "\$root/usr/share/seabios" "\$@"
 EOF
     chmod +x "$dir/qemu"
@@ -153,7 +97,7 @@ initramfs() { # ROOT KERNEL RELEASE GUEST
         [ -e "$root$program" ] || [ -L "$root$program" ] || { say "no $program in the packages"; return 1; }
         cp "$(resolve "$root" "$program")" "$guest$program"
         # With /lib/x86_64-linux-gnu and its like in place the guest's loader finds everything by its default path.
-        "$root/lib64/ld-linux-x86-64.so.2" --library-path "$(library_path "$root")" --list "$(resolve "$root" "$program")" |
+        "$(resolve "$root" /lib64/ld-linux-x86-64.so.2)" --library-path "$(library_path "$root")" --list "$(resolve "$root" "$program")" |
             sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | while read -r file; do
             mkdir -p "$guest/lib/x86_64-linux-gnu"
             cp -L "$file" "$guest/lib/x86_64-linux-gnu/${file##*/}"
@@ -177,30 +121,9 @@ pack_tree() { # BUSYBOX TREE: an archive the kernel unpacks, on standard output
 }
 
 prepare() { # SUITE
-    local suite=$1 key dir temporary
-    key=$suite-$(cat "$here/linux-host.sh" "$here/guest/init" | sha256sum | cut -c 1-16)
-    dir=$cache/linux-host/$key
-    if [ ! -d "$dir" ]; then
-        command -v apt-get dpkg-deb >/dev/null || { say "this needs a Debian machine (apt-get, dpkg-deb)"; exit 1; }
-        mkdir -p "$cache/linux-host"
-        exec 9>"$cache/linux-host/lock"
-        flock 9
-        if [ ! -d "$dir" ]; then
-            # Under the lock nobody is at work in these: runs that were cut off left them.
-            rm -rf "$cache/linux-host"/.tmp.*
-            temporary=$(mktemp -d "$cache/linux-host/.tmp.XXXXXX")
-            trap 'rm -rf "$temporary"' EXIT
-            prepare_into "$temporary" "$suite"
-            chmod 755 "$temporary"
-            mv -T "$temporary" "$dir"
-            trap - EXIT
-            say "ready in $dir ($(du -sh "$dir" | cut -f 1))"
-            # Parts that older trees made; one that is still wanted is made again in seconds.
-            find "$cache/linux-host" -mindepth 1 -maxdepth 1 -type d -mtime +14 ! -name "$key" -exec rm -rf {} +
-        fi
-        flock -u 9
-    fi
-    echo "$dir"
+    local key
+    key=$1-$(cat "$here"/{linux-host.sh,debian.sh,guest/init} | sha256sum | cut -c 1-16)
+    once linux-host "$key" prepare_into "$1"
 }
 
 pack() { # NAME=FILE...
