@@ -4,7 +4,6 @@
 // A test that cannot set up has failed.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -21,6 +20,7 @@ use ha::node::kernel_log::KernelLog;
 use ha::node::metrics::Metrics;
 use ha::node::replace::Replacer;
 use ha::node::server::NodeServer;
+use ha::node::table::Lost;
 use ha::node::watch::{WatchSettings, Watcher};
 use ha::proto::cluster::ha_cluster_rpc_server::{HaClusterRpc, HaClusterRpcServer};
 use ha::proto::cluster::{
@@ -156,7 +156,7 @@ struct Node {
     tree: Tree,
     /// The other end of the kernel's log, where the agent reads it.
     log: Option<fs::File>,
-    lost: watch::Receiver<BTreeSet<String>>,
+    lost: watch::Receiver<Lost>,
     stop: CancellationToken,
     metrics: Metrics,
 }
@@ -192,8 +192,7 @@ impl Node {
     }
 
     async fn wait_lost(&mut self, lost: &[String]) {
-        let lost = lost.iter().cloned().collect();
-        let waited = timeout(LIMIT, self.lost.wait_for(|shown| *shown == lost)).await;
+        let waited = timeout(LIMIT, self.lost.wait_for(|shown| shown.keys().eq(lost))).await;
         waited.expect("the volumes are lost within the limit").unwrap();
     }
 

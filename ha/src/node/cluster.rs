@@ -1,6 +1,5 @@
 //! Talking to the cluster agent: where we are, and what is lost.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -15,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::metrics::Metrics;
 use super::report::Reports;
+use super::table::Lost;
 use crate::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
 use crate::proto::cluster::{
     FailedNvmePath, FailedNvmePathsResponse, HaNodeInfo, ReportFailedNvmePathsRequest,
@@ -138,7 +138,7 @@ type Sent = (Vec<String>, Result<FailedNvmePathsResponse, Status>);
 pub async fn report_losses(
     agents: ClusterAgents,
     myself: Myself,
-    mut lost: watch::Receiver<BTreeSet<String>>,
+    mut lost: watch::Receiver<Lost>,
     stop: CancellationToken,
 ) {
     let mut reports = Reports::default();

@@ -8,13 +8,18 @@
 //! ```
 //!
 //! What was taken on is told again too while it lasts: the switchover may have ended without success, and a cluster
-//! agent that is at work on it answers ALREADY_EXISTS.
+//! agent that is at work on it answers ALREADY_EXISTS. A volume that loses one path more is lost anew: the target that
+//! took over is gone as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use csi::host::ControllerId;
+
 use tokio::time::Instant;
 use tonic::Code;
+
+use super::table::Lost;
 
 /// How long others are waited for after a loss: a node that dies takes several volumes within milliseconds.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -22,8 +27,9 @@ const WINDOW: Duration = Duration::from_millis(20);
 const WINDOW_MAX: Duration = Duration::from_secs(1);
 /// Volumes in one message; the others go with the next.
 const BATCH_MAX: usize = 256;
-/// From an answer that took it on to the next time.
-const TOLD: Duration = Duration::from_secs(10);
+/// From an answer that took it on to the next time: what a host waits at most where a switchover ended and helped it
+/// nothing.
+const TOLD: Duration = Duration::from_secs(2);
 /// From a failure to the next time, doubled with each in a row.
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
@@ -36,8 +42,9 @@ enum Stage {
     NotAgain,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Loss {
+    paths: BTreeSet<ControllerId>,
     stage: Stage,
     failures: u32,
 }
@@ -52,11 +59,17 @@ pub struct Reports {
 
 impl Reports {
     /// These volumes are lost, and no others.
-    pub fn lost(&mut self, lost: &BTreeSet<String>, now: Instant) {
-        self.losses.retain(|nqn, _| lost.contains(nqn));
-        for nqn in lost {
-            if !self.losses.contains_key(nqn) {
-                self.losses.insert(nqn.clone(), Loss { stage: Stage::Gathered, failures: 0 });
+    pub fn lost(&mut self, lost: &Lost, now: Instant) {
+        self.losses.retain(|nqn, _| lost.contains_key(nqn));
+        for (nqn, paths) in lost {
+            let is_known = self.losses.get_mut(nqn).is_some_and(|loss| {
+                let is_known = paths.is_subset(&loss.paths);
+                loss.paths.clone_from(paths);
+                is_known
+            });
+            if !is_known {
+                let loss = Loss { paths: paths.clone(), stage: Stage::Gathered, failures: 0 };
+                self.losses.insert(nqn.clone(), loss);
                 self.window = Some((self.window.map_or(now, |(oldest, _)| oldest), now));
             }
         }
@@ -126,8 +139,14 @@ mod tests {
 
     use super::*;
 
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+    /// Each volume with one failed path.
+    fn set(names: &[&str]) -> Lost {
+        names.iter().map(|name| paths(name, 1)).collect()
+    }
+
+    /// A volume with so many failed paths.
+    fn paths(name: &str, number: u64) -> (String, BTreeSet<ControllerId>) {
+        (name.to_owned(), (0..number).map(|birth| ControllerId { name: name.to_owned(), birth }).collect())
     }
 
     /// Tells everything that is due, with this answer.
@@ -156,10 +175,10 @@ mod tests {
     #[test]
     fn a_trickle_of_losses_keeps_the_first_waiting_a_second_at_most() {
         let (mut reports, start) = (Reports::default(), Instant::now());
-        let mut names = BTreeSet::new();
+        let mut names = Lost::new();
         let mut now = start;
         for number in 0.. {
-            names.insert(format!("{number}"));
+            names.extend([paths(&number.to_string(), 1)]);
             reports.lost(&names, now);
             if reports.next(now).is_some() {
                 break;
@@ -202,6 +221,21 @@ mod tests {
         assert_eq!(reports.wake(), Some(start + WINDOW + WINDOW));
     }
 
+    /// The target that took over was lost while the old path, which hangs, was not gone yet.
+    #[test]
+    fn a_path_more_that_is_lost_is_told_at_once() {
+        let (mut reports, start) = (Reports::default(), Instant::now());
+        reports.lost(&Lost::from([paths("a", 2)]), start);
+        let mut now = start + WINDOW;
+        assert_eq!(tell(&mut reports, now, Code::Ok), ["a"]);
+        reports.lost(&set(&["a"]), now);
+        assert_eq!(reports.wake(), Some(now + TOLD), "one less is nothing new");
+        reports.lost(&Lost::from([paths("a", 3)]), now);
+        assert_eq!(reports.wake(), Some(now + WINDOW));
+        now += WINDOW;
+        assert_eq!(tell(&mut reports, now, Code::Ok), ["a"]);
+    }
+
     #[test]
     fn what_the_cluster_agent_cannot_understand_is_not_told_again() {
         let (mut reports, start) = (Reports::default(), Instant::now());
@@ -214,15 +248,16 @@ mod tests {
         /// However losses come, heal and are answered: what is lost is told in the end, and nothing else.
         #[test]
         fn what_is_lost_is_told_and_what_healed_is_not(
-            steps in prop::collection::vec((prop::collection::btree_set("[a-f]", 0..6), 0u64..700, 0i32..17), 1..60)
+            steps in prop::collection::vec((prop::collection::btree_map("[a-f]", 1u64..3, 0..6), 0u64..700, 0i32..17), 1..60)
         ) {
             let mut reports = Reports::default();
             let mut now = Instant::now();
             for (lost, millis, code) in steps {
+                let lost: Lost = lost.iter().map(|(name, number)| paths(name, *number)).collect();
                 reports.lost(&lost, now);
                 now += Duration::from_millis(millis);
                 let told = tell(&mut reports, now, Code::from(code));
-                prop_assert!(told.iter().all(|nqn| lost.contains(nqn)));
+                prop_assert!(told.iter().all(|nqn| lost.contains_key(nqn)));
             }
             let lost = set(&["g"]);
             reports.lost(&lost, now);

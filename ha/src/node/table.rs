@@ -122,6 +122,10 @@ struct Path {
     went_lost: bool,
 }
 
+/// Volumes whose I/O has no way, by NQN, and the paths that failed. One path more makes it another loss: the target that
+/// was put in the place of a lost one is lost too.
+pub type Lost = BTreeMap<String, BTreeSet<ControllerId>>;
+
 /// All paths of volumes of ours.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -215,13 +219,16 @@ impl Table {
     }
 
     /// Volumes whose I/O has no way: a path failed, and no other is live and accessible.
-    pub fn lost(&self) -> BTreeSet<String> {
-        let of = |is_meant: fn(&Path) -> bool| {
-            self.paths.values().filter(move |path| is_meant(path)).map(|path| path.nqn.clone())
-        };
-        let mut lost: BTreeSet<_> = of(|path| matches!(path.standing, Standing::Failed(_))).collect();
-        for served in of(|path| path.standing == Standing::Live && path.is_accessible) {
-            lost.remove(&served);
+    pub fn lost(&self) -> Lost {
+        let mut lost = Lost::new();
+        for (id, path) in &self.paths {
+            if matches!(path.standing, Standing::Failed(_)) {
+                lost.entry(path.nqn.clone()).or_default().insert(id.clone());
+            }
+        }
+        for served in self.paths.values().filter(|path| path.standing == Standing::Live && path.is_accessible)
+        {
+            lost.remove(&served.nqn);
         }
         lost
     }

@@ -4,7 +4,7 @@
 //! followed, which tells milliseconds after. Everything else of a controller is read when one comes, or while one is
 //! not live.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use super::kernel_log::KernelLog;
 use super::metrics::Metrics;
-use super::table::{Change, Grace, Seen, Standing, Table};
+use super::table::{Change, Grace, Lost, Seen, Standing, Table};
 
 /// So many times less often states are read where all is well and the kernel's log can be followed.
 const LOGGED: u32 = 5;
@@ -77,7 +77,7 @@ pub struct Watcher {
     known: HashMap<ControllerId, Option<Known>>,
     /// Controllers that were read while they were live. What is read before that may be half of it.
     settled: HashSet<ControllerId>,
-    lost: watch::Sender<BTreeSet<String>>,
+    lost: watch::Sender<Lost>,
     probes: JoinSet<(SocketAddr, Outcome)>,
     metrics: Metrics,
     /// What the kernel showed last.
@@ -95,8 +95,8 @@ impl Watcher {
         log: Option<KernelLog>,
         settings: WatchSettings,
         metrics: Metrics,
-    ) -> (Self, watch::Receiver<BTreeSet<String>>) {
-        let (lost, receiver) = watch::channel(BTreeSet::new());
+    ) -> (Self, watch::Receiver<Lost>) {
+        let (lost, receiver) = watch::channel(Lost::new());
         let watcher = Self {
             host,
             settings,

@@ -9,6 +9,7 @@ use ha::cluster::memory::{Act, World};
 use ha::cluster::record::{Stage, SwitchOver};
 use ha::node::cluster::{ClusterAgents, Myself, report_losses};
 use ha::node::metrics::Metrics as NodeMetrics;
+use ha::node::table::Lost;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use store::election::{Role, campaign_as};
@@ -136,14 +137,14 @@ async fn a_path_lost_while_the_store_is_away_is_reported_until_it_is_taken_on() 
     leader.leading().await;
     let metrics = NodeMetrics::default();
     let agents = ClusterAgents::new(&[serve(&leader).await], metrics.clone())?;
-    let (lost, is_lost) = watch::channel(BTreeSet::new());
+    let (lost, is_lost) = watch::channel(Lost::new());
     let myself = Myself { node: "a".into(), endpoint: "http://a:50053".into() };
     let stop = CancellationToken::new();
     let reporting = tokio::spawn(report_losses(agents, myself, is_lost, stop.clone()));
 
     etcd.kill();
     world.kill(1);
-    lost.send_replace(BTreeSet::from([nqn(volume(0))]));
+    lost.send_replace(Lost::from([(nqn(volume(0)), BTreeSet::new())]));
     let deadline = Instant::now() + PATIENCE;
     let taken = || figure(&metrics, "ha_node_reports_total{code=\"Ok\"}");
     let failed = || figure(&metrics, "ha_node_reports_total{code=");
@@ -158,7 +159,7 @@ async fn a_path_lost_while_the_store_is_away_is_reported_until_it_is_taken_on() 
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(taken() >= 1 && world.node_of(volume(0)) == 2);
-    lost.send_replace(BTreeSet::new());
+    lost.send_replace(Lost::new());
     stop.cancel();
     reporting.await?;
     Ok(())

@@ -24,8 +24,12 @@ fn seen(number: u8, state: ControllerState) -> Seen {
     }
 }
 
-fn lost() -> BTreeSet<String> {
-    BTreeSet::from([NQN.to_owned()])
+/// The volume is lost by these paths.
+fn lost(paths: &[u8]) -> Lost {
+    Lost::from([(
+        NQN.to_owned(),
+        paths.iter().map(|path| id(&format!("nvme{path}"), (*path).into())).collect(),
+    )])
 }
 
 /// Nothing is lost, one path is live.
@@ -103,7 +107,7 @@ fn a_resetting_path_whose_target_is_silent_or_gone_is_lost() {
         assert!(table.lost().is_empty());
         let changes = table.probed(address(1), outcome, now);
         assert_eq!(changes[0].standing, Standing::Failed(loss));
-        assert_eq!(table.lost(), lost());
+        assert_eq!(table.lost(), lost(&[1]));
         table.observe(&[seen(1, ControllerState::Live)], now);
         assert!(table.lost().is_empty() && table.is_calm(), "the host got through after all");
     }
@@ -122,7 +126,7 @@ fn a_path_whose_target_answers_is_lost_when_the_host_does_not_get_through() {
         table.attempt_failed("nvme1", now);
         now += Duration::from_secs(1);
     }
-    assert_eq!(table.lost(), lost());
+    assert_eq!(table.lost(), lost(&[1]));
 }
 
 /// Where the kernel log cannot be read, attempts are not counted; time is.
@@ -139,7 +143,7 @@ fn without_the_kernel_log_patience_ends() {
         now = table.next_probe().unwrap();
     }
     table.observe(&[seen(1, ControllerState::Connecting)], now);
-    assert_eq!(table.lost(), lost());
+    assert_eq!(table.lost(), lost(&[1]));
 }
 
 /// An attempt of the past counts for nothing once the path was live again.
@@ -169,7 +173,7 @@ fn a_volume_is_lost_only_when_no_path_carries_its_io() {
     assert!(table.lost().is_empty());
     both[1].is_accessible = false;
     table.observe(&both, now);
-    assert_eq!(table.lost(), lost());
+    assert_eq!(table.lost(), lost(&[1]));
 }
 
 /// The kernel gives a path up at the end of ctrl_loss_tmo, or at the first refusal for good. What is deleted while it is
@@ -192,7 +196,11 @@ fn a_volume_whose_last_path_goes_while_it_is_lost_is_told_of_once() {
         }
         assert!(table.take_bereft().is_empty());
         table.observe(&[], now);
-        assert_eq!((table.take_bereft(), table.lost()), (lost(), BTreeSet::new()), "nothing brings it back");
+        assert_eq!(
+            (table.take_bereft(), table.lost()),
+            (BTreeSet::from([NQN.to_owned()]), Lost::new()),
+            "nothing brings it back"
+        );
         assert!(table.take_bereft().is_empty(), "told");
     }
 }
@@ -216,7 +224,7 @@ fn what_an_agent_finds_lost_at_its_start_is_reported() {
     table.observe(&[seen(1, ControllerState::Connecting)], now);
     assert_eq!(table.due_probes(now), BTreeSet::from([address(1)]));
     table.probed(address(1), Outcome::Silent, now);
-    assert_eq!(table.lost(), lost());
+    assert_eq!(table.lost(), lost(&[1]));
 }
 
 /// One dead node, twenty volumes: one question.
