@@ -50,8 +50,14 @@ pub trait Nvme: Send + Sync + 'static {
     /// State of each fabrics controller: the cheap read, for whoever watches.
     fn states(&self) -> Result<Vec<Standing>, HostError>;
 
-    /// Every fabrics controller that is there, with its namespaces.
+    /// Every fabrics controller that is there, with its namespaces. For whoever wants them all: it takes longer with each.
     fn controllers(&self) -> Result<Vec<Controller>, HostError>;
+
+    /// Those of one subsystem. What the others are costs next to nothing.
+    fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError>;
+
+    /// One controller, while it exists.
+    fn controller(&self, id: &ControllerId) -> Result<Option<Controller>, HostError>;
 
     /// Makes a controller; returns when it is connected. Namespaces come later. [`HostError::Connected`] where the
     /// kernel has one to the same address by the same host.

@@ -49,6 +49,14 @@ impl Nvme for MemoryNvme {
         Ok(self.kernel.controllers().into_iter().map(|(_, controller)| controller).collect())
     }
 
+    fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
+        Ok(self.controllers()?.into_iter().filter(|it| it.nqn == nqn).collect())
+    }
+
+    fn controller(&self, id: &ControllerId) -> Result<Option<Controller>, HostError> {
+        Ok(self.controllers()?.into_iter().find(|it| it.id == *id))
+    }
+
     fn connect(&self, target: &Target, options: &ConnectOptions) -> Result<ControllerId, HostError> {
         self.preflight()?;
         let (nqn, address) = (target.nqn.clone(), target.address);

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A controller may go away between two reads; it is then left out, never an error. The state of controllers is read
-//! often, so their files stay open: a read is then one system call.
+//! often, so their files stay open: a read is then one system call. Whose they are is read once, so that a volume among a
+//! hundred is found without opening a file of the others.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -66,8 +67,16 @@ impl Requests for RunningKernel {
 pub struct SysfsNvme {
     root: PathBuf,
     requests: Arc<dyn Requests>,
-    /// Open `state` files, by controller.
-    states: Mutex<HashMap<ControllerId, File>>,
+    known: Mutex<HashMap<ControllerId, Known>>,
+}
+
+/// What of a controller stays as it is.
+#[derive(Debug)]
+struct Known {
+    /// Its `state`, open.
+    state: File,
+    /// Of its subsystem.
+    nqn: String,
 }
 
 impl SysfsNvme {
@@ -78,7 +87,7 @@ impl SysfsNvme {
 
     /// That of a tree in `root`, where `requests` plays the kernel.
     pub fn with_requests(root: impl Into<PathBuf>, requests: Arc<dyn Requests>) -> Self {
-        Self { root: root.into(), requests, states: Mutex::default() }
+        Self { root: root.into(), requests, known: Mutex::default() }
     }
 
     /// How long the kernel waits for an admin command, and with it for a reset or delete of a silent controller.
@@ -114,21 +123,36 @@ impl SysfsNvme {
         Ok(ids)
     }
 
-    fn state(&self, id: &ControllerId) -> Option<ControllerState> {
-        let mut states = lock(&self.states);
-        if !states.contains_key(id) {
+    /// Asks something of what is known of a controller over fabrics.
+    fn with_known<T>(&self, id: &ControllerId, ask: impl FnOnce(&Known) -> Option<T>) -> Option<T> {
+        let mut known = lock(&self.known);
+        if !known.contains_key(id) {
             let directory = self.directory(&id.name);
             if read(&directory, "transport").as_deref() != Some("tcp") {
                 return None;
             }
-            states.insert(id.clone(), File::open(directory.join("state")).ok()?);
+            let state = File::open(directory.join("state")).ok()?;
+            known.insert(id.clone(), Known { state, nqn: read(&directory, "subsysnqn")? });
         }
-        let mut text = [0; STATE_BYTES];
-        let length = states.get(id)?.read_at(&mut text, 0).ok().filter(|length| *length > 0)?;
-        Some(ControllerState::parse(&String::from_utf8_lossy(&text[..length])))
+        ask(known.get(id)?)
     }
 
-    fn controller(&self, id: ControllerId) -> Option<Controller> {
+    fn state(&self, id: &ControllerId) -> Option<ControllerState> {
+        self.with_known(id, |known| {
+            let mut text = [0; STATE_BYTES];
+            let length = known.state.read_at(&mut text, 0).ok().filter(|length| *length > 0)?;
+            Some(ControllerState::parse(&String::from_utf8_lossy(&text[..length])))
+        })
+    }
+
+    /// Those that are there; what is known of others is forgotten.
+    fn list_and_forget(&self) -> Result<Vec<ControllerId>, HostError> {
+        let ids = self.list()?;
+        lock(&self.known).retain(|id, _| ids.binary_search(id).is_ok());
+        Ok(ids)
+    }
+
+    fn show(&self, id: ControllerId) -> Option<Controller> {
         let state = self.state(&id)?;
         let directory = self.directory(&id.name);
         let mut paths: Vec<_> = fs::read_dir(&directory)
@@ -138,7 +162,7 @@ impl SysfsNvme {
         paths.sort_by(|one, other| one.name.cmp(&other.name));
         Some(Controller {
             state,
-            nqn: read(&directory, "subsysnqn")?,
+            nqn: self.with_known(&id, |known| Some(known.nqn.clone()))?,
             host_nqn: read(&directory, "hostnqn"),
             address: read(&directory, "address").and_then(|text| parse_address(&text)),
             cntlid: read(&directory, "cntlid")?.parse().ok()?,
@@ -179,13 +203,26 @@ impl Nvme for SysfsNvme {
     }
 
     fn states(&self) -> Result<Vec<Standing>, HostError> {
-        let ids = self.list()?;
-        lock(&self.states).retain(|id, _| ids.binary_search(id).is_ok());
-        Ok(ids.into_iter().filter_map(|id| self.state(&id).map(|state| Standing { id, state })).collect())
+        Ok(self
+            .list_and_forget()?
+            .into_iter()
+            .filter_map(|id| self.state(&id).map(|state| Standing { id, state }))
+            .collect())
     }
 
     fn controllers(&self) -> Result<Vec<Controller>, HostError> {
-        Ok(self.list()?.into_iter().filter_map(|id| self.controller(id)).collect())
+        Ok(self.list_and_forget()?.into_iter().filter_map(|id| self.show(id)).collect())
+    }
+
+    fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
+        let is_of = |id: &ControllerId| self.with_known(id, |known| Some(known.nqn == nqn)) == Some(true);
+        let ids = self.list_and_forget()?.into_iter().filter(is_of);
+        Ok(ids.filter_map(|id| self.show(id)).collect())
+    }
+
+    fn controller(&self, id: &ControllerId) -> Result<Option<Controller>, HostError> {
+        let is_there = self.list_and_forget()?.binary_search(id).is_ok();
+        Ok(is_there.then(|| self.show(id.clone())).flatten())
     }
 
     fn connect(&self, target: &Target, options: &ConnectOptions) -> Result<ControllerId, HostError> {
@@ -204,7 +241,7 @@ impl Nvme for SysfsNvme {
     }
 
     fn set_io_timeout(&self, controller: &ControllerId, timeout: Duration) -> Result<usize, HostError> {
-        let Some(shown) = self.controller(controller.clone()) else { return Ok(0) };
+        let Some(shown) = self.controller(controller)? else { return Ok(0) };
         let mut set = 0;
         for path in shown.paths {
             let attribute = format!("{}/queue/io_timeout", path.name);

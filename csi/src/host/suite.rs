@@ -106,6 +106,28 @@ pub fn a_second_path_joins_the_head_of_the_first(subject: &dyn Subject) {
     assert!(shown(subject, &second.id).is_usable());
 }
 
+/// The short ways to a controller show what the listing of all shows, also after its name was given to another's.
+pub fn a_controller_is_found_among_others_as_it_is_in_the_list_of_all(subject: &dyn Subject) {
+    serve(subject, FIRST, AnaState::Optimized, 1);
+    serve(subject, SECOND, AnaState::NonOptimized, 1000);
+    let other = Target { nqn: format!("{NQN}-other"), address: at(FIRST) };
+    let served = Served { uuid: Uuid::from_u128(1), ana: AnaState::Optimized, cntlid: 1 };
+    subject.change(&mut |kernel| kernel.serve(at(FIRST), &other.nqn, served));
+    let host = subject.host();
+    let old = host.connect(&other, &options()).expect("connects");
+    assert_eq!(host.controllers_of(&other.nqn).expect("lists"), [shown(subject, &old)]);
+    host.delete(&old).expect("deletes");
+    let new = host.connect(&target(FIRST), &options()).expect("connects");
+    let second = host.connect(&target(SECOND), &options()).expect("connects");
+    assert_eq!(old.name, new.name, "the kernel uses names again");
+    assert_eq!(host.controller(&old).expect("looks"), None);
+    assert_eq!(host.controllers_of(&other.nqn).expect("lists"), []);
+    for id in [&new, &second] {
+        assert_eq!(host.controller(id).expect("looks").as_ref(), Some(&shown(subject, id)));
+    }
+    assert_eq!(host.controllers_of(NQN).expect("lists"), host.controllers().expect("lists"));
+}
+
 /// The kernel refuses a second controller to the same address; that it is there is what the caller wanted.
 pub fn a_connect_to_the_same_address_says_that_it_is_connected(subject: &dyn Subject) {
     serve(subject, FIRST, AnaState::Optimized, 1);

@@ -115,6 +115,7 @@ impl Initiator {
         uri: &str,
         context: &HashMap<String, String>,
     ) -> Result<Attached, ConnectError> {
+        let begun = Instant::now();
         let target = Target::parse(uri)?;
         let settings = self.settings.with_context(context)?;
         let _at_work = self.begin(&target.nqn)?;
@@ -128,6 +129,7 @@ impl Initiator {
             Ok(controller) => {
                 info!(
                     nqn = target.nqn, address = %target.address, controller = id.name, existed,
+                    elapsed_ms = begun.elapsed().as_millis(),
                     "connected to a target"
                 );
                 Ok(Attached { controller, existed })
@@ -150,10 +152,9 @@ impl Initiator {
     /// Deletes the controllers of a subsystem, only those at `address` where it is given; returns how many there were.
     pub async fn disconnect(&self, nqn: &str, address: Option<SocketAddr>) -> Result<usize, ConnectError> {
         let _at_work = self.begin(nqn)?;
-        let is_meant =
-            |it: &Controller| it.nqn == nqn && address.is_none_or(|address| it.address == Some(address));
-        let ids: Vec<_> =
-            self.host.controllers()?.into_iter().filter(is_meant).map(|controller| controller.id).collect();
+        let is_meant = |it: &Controller| address.is_none_or(|address| it.address == Some(address));
+        let all = self.host.controllers_of(nqn)?;
+        let ids: Vec<_> = all.into_iter().filter(is_meant).map(|controller| controller.id).collect();
         for id in &ids {
             let (host, id) = (self.host.clone(), id.clone());
             blocking(move || host.delete(&id)).await?;
@@ -164,8 +165,10 @@ impl Initiator {
 
     /// The controllers that the kernel shows, of one subsystem where `nqn` names it.
     pub fn list(&self, nqn: Option<&str>) -> Result<Vec<Controller>, HostError> {
-        let all = self.host.controllers()?;
-        Ok(all.into_iter().filter(|it| nqn.is_none_or(|nqn| it.nqn == nqn)).collect())
+        match nqn {
+            Some(nqn) => self.host.controllers_of(nqn),
+            None => self.host.controllers(),
+        }
     }
 
     /// Sets the I/O time-out of every path of a volume of ours that has the kernel's own: those connected by an
@@ -218,7 +221,7 @@ impl Initiator {
     ) -> Result<Controller, ConnectError> {
         let deadline = Instant::now() + settings.attach_limit;
         loop {
-            let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
+            let shown = self.host.controller(id)?;
             if let Some(controller) = &shown
                 && controller.state == ControllerState::Live
                 && !controller.paths.is_empty()
@@ -226,7 +229,7 @@ impl Initiator {
                 && self.host.set_io_timeout(id, settings.io_timeout)? >= controller.paths.len()
             {
                 // As it is now, with what was set.
-                let shown = self.host.controllers()?.into_iter().find(|it| it.id == *id);
+                let shown = self.host.controller(id)?;
                 return Ok(shown.unwrap_or_else(|| controller.clone()));
             }
             if shown.is_none() || Instant::now() >= deadline {
@@ -243,8 +246,8 @@ impl Initiator {
     }
 
     fn find(&self, target: &Target) -> Result<Option<Controller>, HostError> {
-        let is_same = |it: &Controller| it.nqn == target.nqn && it.address == Some(target.address);
-        Ok(self.host.controllers()?.into_iter().find(is_same))
+        let all = self.host.controllers_of(&target.nqn)?;
+        Ok(all.into_iter().find(|it| it.address == Some(target.address)))
     }
 
     fn begin(&self, nqn: &str) -> Result<AtWork, ConnectError> {

@@ -203,7 +203,7 @@ impl Replacer {
     async fn wait_usable(&self, target: &Target, call: &Call) -> Result<Result<(), NotYet>, HostError> {
         let deadline = Instant::now() + self.usable_limit;
         loop {
-            let verdict = judge(&self.host.controllers()?, &target.nqn, target.address);
+            let verdict = judge(&self.host.controllers_of(&target.nqn)?, &target.nqn, target.address);
             if verdict.is_ok() || call.is_overruled() || Instant::now() >= deadline {
                 return Ok(verdict);
             }
@@ -232,7 +232,7 @@ impl Replacer {
         let mut resets: HashMap<&ControllerId, Instant> = HashMap::new();
         let mut deleted = HashSet::new();
         loop {
-            let shown = self.host.controllers()?;
+            let shown = self.host.controllers_of(nqn)?;
             let mut stuck = None;
             for id in &old {
                 let state = shown.iter().find(|it| it.id == *id).map(|it| it.state);
@@ -277,7 +277,7 @@ impl Replacer {
     }
 
     fn controllers(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
-        Ok(self.host.controllers()?.into_iter().filter(|it| it.nqn == nqn).collect())
+        self.host.controllers_of(nqn)
     }
 
     fn call(&self, nqn: &str, uri: &str) -> Call {

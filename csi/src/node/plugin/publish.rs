@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::info;
 use uuid::Uuid;
@@ -18,6 +19,7 @@ impl NodePlugin {
         &self,
         request: &csi::NodePublishVolumeRequest,
     ) -> Result<csi::NodePublishVolumeResponse, Status> {
+        let begun = Instant::now();
         let volume = volume_id(&request.volume_id)?;
         let target = path("target_path", &request.target_path)?;
         let staging = path("staging_target_path", &request.staging_target_path)?;
@@ -43,7 +45,10 @@ impl NodePlugin {
         let options = Options { is_read_only: request.readonly, flags: Vec::new() };
         let shown = target.clone();
         self.with_mounts(move |mounts| mounts.bind(&source, &shown, &options)).await?;
-        info!(volume.id = %volume, target = %target.display(), is_read_only = request.readonly, "volume published");
+        info!(
+            volume.id = %volume, target = %target.display(), is_read_only = request.readonly,
+            elapsed_ms = begun.elapsed().as_millis(), "volume published"
+        );
         Ok(csi::NodePublishVolumeResponse {})
     }
 

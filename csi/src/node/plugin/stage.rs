@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::info;
 use uuid::Uuid;
@@ -19,6 +20,7 @@ impl NodePlugin {
         &self,
         request: &csi::NodeStageVolumeRequest,
     ) -> Result<csi::NodeStageVolumeResponse, Status> {
+        let begun = Instant::now();
         let volume = volume_id(&request.volume_id)?;
         let staging = path("staging_target_path", &request.staging_target_path)?;
         let capability = usable(request.volume_capability.as_ref(), true)?;
@@ -39,7 +41,10 @@ impl NodePlugin {
         if let Access::Mount(mount) = &capability.access {
             self.mount_staged(volume, device.clone(), &staging, mount, request).await?;
         }
-        info!(volume.id = %volume, device = %device.display(), staging = %staging.display(), "volume staged");
+        info!(
+            volume.id = %volume, device = %device.display(), staging = %staging.display(),
+            elapsed_ms = begun.elapsed().as_millis(), "volume staged"
+        );
         Ok(csi::NodeStageVolumeResponse {})
     }
 
