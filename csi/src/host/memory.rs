@@ -1,7 +1,8 @@
 //! The host in memory.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::kernel::{ALREADY, Kernel};
@@ -14,6 +15,16 @@ pub struct MemoryNvme {
     kernel: Arc<Kernel>,
     unfit: Arc<Mutex<Option<Unfit>>>,
     life: Life,
+    asked: Arc<Mutex<Asked>>,
+}
+
+/// The calls that change something.
+#[derive(Debug, Default)]
+struct Asked {
+    /// The call that fails next: how many more succeed before it.
+    fails_after: Option<usize>,
+    calls: usize,
+    connects: Vec<ConnectOptions>,
 }
 
 impl MemoryNvme {
@@ -25,6 +36,43 @@ impl MemoryNvme {
     /// The same host in the hands of another process.
     pub fn in_life(&self, life: Life) -> Self {
         Self { life, ..self.clone() }
+    }
+
+    /// The call that changes something after `successes` more of them fails, once.
+    pub fn fail_after(&self, successes: usize) {
+        self.asked().fails_after = Some(successes);
+    }
+
+    /// How many calls changed something so far.
+    pub fn calls(&self) -> usize {
+        self.asked().calls
+    }
+
+    /// With what the kernel was asked to connect, in order.
+    pub fn connects(&self) -> Vec<ConnectOptions> {
+        self.asked().connects.clone()
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().expect("no holder of this lock panics")
+    }
+
+    fn begin(&self) -> io::Result<()> {
+        let mut asked = self.asked();
+        if let Some(left) = asked.fails_after {
+            asked.fails_after = left.checked_sub(1);
+            if left == 0 {
+                return Err(io::Error::other("made to fail"));
+            }
+        }
+        asked.calls += 1;
+        Ok(())
+    }
+
+    /// As [`Self::begin`], for what is written to a controller's attribute.
+    fn write(&self, controller: &ControllerId, attribute: &str) -> Result<(), HostError> {
+        let path = Path::new("/sys/class/nvme").join(&controller.name).join(attribute);
+        self.begin().map_err(|source| HostError::Write { path, source })
     }
 
     /// From now on this machine cannot connect, or can.
@@ -60,6 +108,8 @@ impl Nvme for MemoryNvme {
     fn connect(&self, target: &Target, options: &ConnectOptions) -> Result<ControllerId, HostError> {
         self.preflight()?;
         let (nqn, address) = (target.nqn.clone(), target.address);
+        self.begin().map_err(|source| HostError::Connect { nqn: nqn.clone(), address, source })?;
+        self.asked().connects.push(options.clone());
         self.life.effect(|| match self.kernel.connect(&nqn, address, &options.host.nqn) {
             Ok((number, _)) => {
                 let shown = self.kernel.controllers().into_iter().find(|(other, _)| *other == number);
@@ -72,10 +122,12 @@ impl Nvme for MemoryNvme {
     }
 
     fn set_io_timeout(&self, controller: &ControllerId, timeout: Duration) -> Result<usize, HostError> {
+        self.write(controller, "queue/io_timeout")?;
         self.life.effect(|| Ok(self.kernel.set_io_timeout(controller, timeout)))
     }
 
     fn reset(&self, controller: &ControllerId) -> Result<(), HostError> {
+        self.write(controller, "reset_controller")?;
         self.life.effect(|| {
             self.kernel.reset(controller);
             Ok(())
@@ -83,6 +135,7 @@ impl Nvme for MemoryNvme {
     }
 
     fn delete(&self, controller: &ControllerId) -> Result<(), HostError> {
+        self.write(controller, "delete_controller")?;
         self.life.effect(|| {
             self.kernel.delete(controller);
             Ok(())

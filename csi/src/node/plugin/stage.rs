@@ -24,6 +24,7 @@ impl NodePlugin {
         let volume = volume_id(&request.volume_id)?;
         let staging = path("staging_target_path", &request.staging_target_path)?;
         let capability = usable(request.volume_capability.as_ref(), true)?;
+        let wanted = wanted_file_system(&capability.access, request)?;
         let uri = request.publish_context.get("uri");
         let uri = uri.ok_or_else(|| {
             Status::invalid_argument("publish_context has no uri: publish the volume first")
@@ -39,7 +40,7 @@ impl NodePlugin {
             ))
         })?;
         if let Access::Mount(mount) = &capability.access {
-            self.mount_staged(volume, device.clone(), &staging, mount, request).await?;
+            self.mount_staged(volume, device.clone(), &staging, mount, wanted).await?;
         }
         info!(
             volume.id = %volume, device = %device.display(), staging = %staging.display(),
@@ -76,15 +77,11 @@ impl NodePlugin {
         device: PathBuf,
         staging: &Path,
         mount: &MountVolume,
-        request: &csi::NodeStageVolumeRequest,
+        wanted: Option<FileSystem>,
     ) -> Result<(), Status> {
         if mounted_at(&self.mount_table().await?, staging).is_some() {
             return Ok(());
         }
-        let named = [mount.fs_type.as_str(), request.volume_context.get("fsType").map_or("", String::as_str)];
-        let wanted =
-            named.into_iter().find(|name| !name.is_empty()).map(str::parse::<FileSystem>).transpose();
-        let wanted = wanted.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let probed = device.clone();
         let found = self.with_mounts(move |mounts| mounts.holds(&probed)).await?;
         let kind = match (found.as_deref(), wanted) {
@@ -145,6 +142,17 @@ impl NodePlugin {
         info!(volume.id = %volume, controllers = gone, "volume unstaged");
         Ok(csi::NodeUnstageVolumeResponse {})
     }
+}
+
+/// The file system that the claim asks for, else its class, before anything is done about it.
+fn wanted_file_system(
+    access: &Access,
+    request: &csi::NodeStageVolumeRequest,
+) -> Result<Option<FileSystem>, Status> {
+    let Access::Mount(mount) = access else { return Ok(None) };
+    let named = [mount.fs_type.as_str(), request.volume_context.get("fsType").map_or("", String::as_str)];
+    let wanted = named.into_iter().find(|name| !name.is_empty()).map(str::parse::<FileSystem>).transpose();
+    wanted.map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn foreign(volume: Uuid, found: &str) -> Status {
