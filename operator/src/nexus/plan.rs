@@ -359,8 +359,8 @@ fn restore(
         Err(step) => return notes.unless_barred(step),
     };
     let online = Step::OnlineChild { nexus: id, uri: child.uri.clone() };
-    // A child that moved, or that the engine does not open again, is taken out and comes in as a new one.
-    if child.uri == uri && can_come_back(child) && !view.barred.contains_key(&online) {
+    // A child that moved, or that the engine does not take back, is taken out and comes in as a new one.
+    if child.uri == uri && can_come_back(nexus, child) && !view.barred.contains_key(&online) {
         return Some(online);
     }
     if view.is_member(&replica.spec) && !has_online_child(nexus) {
@@ -381,10 +381,14 @@ fn has_online_child(nexus: &NexusView) -> bool {
     shown.is_some_and(|shown| shown.children.iter().any(|child| child.state == ChildState::Online))
 }
 
-/// Engine reference 2.3: what "online" can bring back.
-fn can_come_back(child: &Child) -> bool {
+/// Engine reference 2.3: what "online" can bring back. A child that could not be opened may be one that was away when its
+/// target moved: taken out, the members would forget what it missed (SAFETY D2), and it would be copied whole. Engines
+/// that do not open it again refuse, and then it is taken out.
+fn can_come_back(nexus: &NexusView, child: &Child) -> bool {
     match child.reason {
-        ChildReason::CannotOpen | ChildReason::ConfigInvalid | ChildReason::None => false,
+        ChildReason::ConfigInvalid | ChildReason::None => false,
+        // Not without somebody who knows what it missed.
+        ChildReason::CannotOpen => has_online_child(nexus),
         ChildReason::ByClient => child.state == ChildState::Degraded,
         _ => true,
     }

@@ -191,8 +191,19 @@ fn settled_by(
     }
 }
 
+/// Its pool is listed again only later: until then it shows what it has less, or the same space would be promised twice.
 fn note_replica(held: &mut Holdings, replica: Replica) {
-    held.replicas.insert(replica.uuid, replica);
+    let (pool, now) = (replica.pool_name.clone(), replica.clone());
+    let before = held.replicas.insert(replica.uuid, replica);
+    let Some(pool) = held.pools.get_mut(&pool) else { return };
+    let more = |bytes: fn(&Replica) -> u64| bytes(&now).saturating_sub(before.as_ref().map_or(0, bytes));
+    pool.committed_bytes = pool.committed_bytes.saturating_add(more(|replica| replica.size_bytes));
+    pool.used_bytes = pool.used_bytes.saturating_add(more(taken)).min(pool.capacity_bytes);
+}
+
+/// Space that a pool has less by a replica.
+fn taken(replica: &Replica) -> u64 {
+    if replica.thin { replica.usage.allocated_bytes } else { replica.size_bytes }
 }
 
 fn note_nexus(held: &mut Holdings, nexus: Nexus) {

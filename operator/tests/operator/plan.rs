@@ -606,14 +606,17 @@ fn healthy_replicas_are_waited_for_shortly_before_a_nexus_is_made_without_them()
 }
 
 #[test]
-fn a_child_that_came_back_is_brought_back_and_one_the_engine_does_not_open_is_added_anew() {
+fn a_child_that_came_back_is_brought_back_and_one_the_engine_does_not_take_is_added_anew() {
     let online = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
     assert_eq!(online.step(), Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) });
     let refused = online.with(|view| {
         view.barred.insert(Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) }, "no".into());
     });
     assert_eq!(refused.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
-    let dead = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::CannotOpen);
+    // Away when its target moved, for one: the members know what it missed (SAFETY D2).
+    let unopened = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::CannotOpen);
+    assert_eq!(unopened.step(), Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) });
+    let dead = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::ConfigInvalid);
     assert_eq!(dead.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
     let removed = Scene::new()
         .published(Presence::Here(shown_nexus(&[child(1, ChildState::Online)])))

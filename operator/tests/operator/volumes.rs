@@ -347,11 +347,31 @@ async fn a_child_that_an_engine_gave_up_for_good_is_added_anew() {
     operator.core.volumes().publish(V, on("a")).await.unwrap();
     let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
     let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
-    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::CannotOpen).unwrap();
+    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::ConfigInvalid).unwrap();
     operator.settle("given up").await;
     assert_eq!(operator.status(V), VolumeStatus::Online);
     let calls = lab.take_calls();
     assert!(calls.contains(&("a", "remove_child")) && calls.contains(&("a", "add_child")), "{calls:?}");
+}
+
+/// Taken out, the members would forget what it missed, and all of it would be copied.
+#[tokio::test(start_paused = true)]
+async fn d2_a_child_that_could_not_be_opened_is_not_taken_out() {
+    let lab = Lab::new(&["a", "b"]);
+    let operator = lab.with_pools().await;
+    operator.core.volumes().create(volume(7, 2)).await.unwrap();
+    operator.core.volumes().publish(V, on("a")).await.unwrap();
+    let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
+    let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
+    lab.take_calls();
+    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::CannotOpen).unwrap();
+    operator.settle("could not be opened").await;
+    assert_eq!(operator.status(V), VolumeStatus::Online);
+    let calls = lab.take_calls();
+    assert!(
+        calls.contains(&("a", "child_operation")) && !calls.contains(&("a", "remove_child")),
+        "{calls:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
