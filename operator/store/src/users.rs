@@ -27,7 +27,8 @@ fn permissions(user: &str, keys: &Keys) -> Vec<Permission> {
         ],
         HA_CLUSTER => vec![
             Permission::read_write(keys.kind("SwitchOver")).with_prefix(),
-            Permission::read_write(keys.election_of(Role::HaClusterAgent)),
+            // A watch is of a prefix, also of one key's.
+            Permission::read_write(keys.election_of(Role::HaClusterAgent)).with_prefix(),
             Permission::read(keys.kind("VolumeSpec")).with_prefix(),
         ],
         _ => Vec::new(),

@@ -62,10 +62,15 @@ async fn each_program_may_change_only_what_is_its_own() -> Result<()> {
             assert_eq!(done.is_ok(), seen.contains(&key), "{user} reads {key}: {done:?}");
         }
     }
-    // A lease is what a leader has, and a watch what the cluster agent follows moves by.
+    // A lease is what a leader has, and a watch what others follow it by.
     let ha = client(&etcd, users::HA_CLUSTER).await?;
     ha.grant(Duration::from_secs(5)).await?;
-    ha.watch(&keys().kind("VolumeSpec"), store::Revision(0)).await?;
+    for key in [&volume, &lock] {
+        let mut watch = ha.watch(key, store::Revision(0)).await?;
+        // One that is refused ends with its first message.
+        let change = tokio::time::timeout(Duration::from_secs(10), watch.next()).await?;
+        assert!(matches!(change, Some(Ok(_))), "{} watches {key}: {change:?}", users::HA_CLUSTER);
+    }
     Ok(())
 }
 
