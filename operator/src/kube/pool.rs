@@ -139,13 +139,15 @@ fn of_object(object: &PoolObject) -> DiskPoolStatus {
     let available = object.capacity.saturating_sub(object.used);
     let is_known = object.capacity > 0;
     DiskPoolStatus {
+        // Until it was made nothing here says that it was: one that was taken back by another leader is made anew, and
+        // is not taken for one that the registry has lost.
         cr_state: match (object.is_deleting, object.is_created) {
-            (true, _) => CrState::Terminating,
+            (_, false) => CrState::Creating,
+            (true, true) => CrState::Terminating,
             (false, true) => CrState::Created,
-            (false, false) => CrState::Creating,
         },
         pool_status: object.is_created.then_some(object.status),
-        cluster_id: object.cluster_id.clone(),
+        cluster_id: object.cluster_id.clone().filter(|_| object.is_created),
         capacity: object.capacity,
         used: object.used,
         available,
@@ -248,4 +250,25 @@ fn unclaimed_message() -> String {
 /// `1 replica`, `2 replicas`.
 pub(crate) fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader dies while it makes a pool, the next takes back what was begun: the registry has forgotten it then, and
+    /// the resource has to be made anew. One that was made and is not known any more stays untouched.
+    #[test]
+    fn c1_a_pool_that_was_never_made_is_not_one_that_was_lost() {
+        let cluster_id = Some("c".to_owned());
+        let begun = PoolObject { cluster_id: cluster_id.clone(), ..PoolObject::default() };
+        let taken_back = PoolObject { is_deleting: true, ..begun.clone() };
+        let made = PoolObject { is_created: true, ..begun.clone() };
+        let going = PoolObject { is_deleting: true, ..made.clone() };
+        for (object, was_alive) in [(begun, false), (taken_back, false), (made, true), (going, true)] {
+            let status = of_object(&object);
+            assert_eq!(Pools::was_alive(&status), was_alive, "{object:?}: {status:?}");
+            assert_eq!(status.cluster_id, cluster_id.clone().filter(|_| was_alive));
+        }
+    }
 }

@@ -85,7 +85,7 @@ pub struct PoolObject {
     pub spec: DiskPoolSpec,
     /// Cluster that owns it.
     pub cluster_id: Option<String>,
-    /// Whether its engine made it.
+    /// Whether its engine made it. One that is taken back before that was not.
     pub is_created: bool,
     /// Whether it is being destroyed.
     pub is_deleting: bool,

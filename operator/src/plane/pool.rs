@@ -66,7 +66,8 @@ pub(super) fn object(plane: &Plane, spec: &PoolSpec) -> PoolObject {
             ..asked
         },
         cluster_id: core.registry.identity().cluster.map(|cluster| cluster.to_string()),
-        is_created: spec.status != SpecStatus::Creating,
+        // One that goes without having been asked to was never finished.
+        is_created: spec.status == SpecStatus::Created || spec.is_discarded,
         is_deleting: spec.status == SpecStatus::Deleting,
         status: match (&presence, shown.map(|pool| pool.state)) {
             (Presence::Unknown, _) | (_, Some(engine_api::PoolState::Unknown)) => PoolStatus::Unknown,
