@@ -17,7 +17,7 @@ use csi::host::mount::{FileSystem, Mounts, Options};
 use csi::host::target::answering;
 use csi::host::{ControllerState, HostIdentity, Nvme as _};
 use csi::node::metrics::Metrics;
-use csi::node::shutdown::{Left, goes_down, release_volumes};
+use csi::node::shutdown::{Left, Patience, goes_down, release_volumes};
 use csi::node::{FreezeService, Initiator, Settings};
 use csi::proto::plugin::node_plugin_server::NodePlugin as _;
 use csi::proto::plugin::{FindVolumeRequest, FreezeFsRequest, UnfreezeFsRequest, VolumeUse};
@@ -79,6 +79,10 @@ impl Lab {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+fn patience(seconds: u64) -> Patience {
+    Patience { in_use: Duration::from_secs(seconds), lost: Duration::from_secs(seconds) }
 }
 
 async fn freeze(service: &FreezeService, volume: Uuid, deadline_seconds: u32) -> Result<(), Status> {
@@ -175,7 +179,7 @@ async fn f4_a_plugin_that_ends_and_does_not_know_why_lets_volumes_be() {
 #[tokio::test]
 async fn a_machine_that_goes_down_lets_go_of_what_nobody_uses() {
     let lab = Lab::new(&[VOLUME]).await;
-    let left = release_volumes(&lab.initiator, &lab.mounts, PATIENCE).await;
+    let left = release_volumes(&lab.initiator, &lab.mounts, patience(20)).await;
     assert_eq!(left, Left { released: vec![VOLUME], in_use: Vec::new() });
     assert!(lab.mounts.mounts().unwrap().is_empty());
     assert!(lab.nvme.controllers().unwrap().is_empty());
@@ -186,7 +190,7 @@ async fn f4_what_is_in_use_is_not_disconnected_although_the_machine_goes_down() 
     let lab = Lab::new(&[VOLUME, BLOCK]).await;
     // A container has mounts of its own, which nobody else sees.
     lab.memory.hold_elsewhere(DISK, true);
-    let left = release_volumes(&lab.initiator, &lab.mounts, Duration::from_secs(1)).await;
+    let left = release_volumes(&lab.initiator, &lab.mounts, patience(1)).await;
     assert_eq!(left, Left { released: Vec::new(), in_use: vec![VOLUME, BLOCK] });
     assert_eq!(lab.nvme.controllers().unwrap().len(), 2);
     // Its application ends while we wait.
@@ -195,8 +199,34 @@ async fn f4_what_is_in_use_is_not_disconnected_although_the_machine_goes_down() 
         tokio::time::sleep(Duration::from_millis(200)).await;
         later.hold_elsewhere(DISK, false);
     });
-    let left = release_volumes(&lab.initiator, &lab.mounts, Duration::from_secs(3)).await;
+    let left = release_volumes(&lab.initiator, &lab.mounts, patience(3)).await;
     assert_eq!(left, Left { released: vec![VOLUME], in_use: vec![BLOCK] });
+}
+
+/// Nobody can write to it, and whoever unmounts it waits with the machine: it is given time to get a path, and then up,
+/// also where somebody has it mounted.
+#[tokio::test]
+async fn a_volume_without_a_path_does_not_keep_the_machine_up() {
+    for (comes_back, is_held) in [(false, false), (false, true), (true, false)] {
+        let lab = Lab::new(&[VOLUME]).await;
+        let (kernel, address) = (lab.nvme.clone(), lab.addresses[0]);
+        kernel.kernel().set_state(address, ControllerState::Connecting);
+        lab.memory.hold_elsewhere(DISK, is_held);
+        lab.memory.put_behind(kernel.clone());
+        if comes_back {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                kernel.kernel().set_state(address, ControllerState::Live);
+            });
+        }
+        let patience = Patience { in_use: PATIENCE, lost: Duration::from_secs(1) };
+        let left = release_volumes(&lab.initiator, &lab.mounts, patience).await;
+        assert_eq!(left, Left { released: vec![VOLUME], in_use: Vec::new() });
+        assert!(lab.nvme.controllers().unwrap().is_empty());
+        assert!(lab.mounts.mounts().unwrap().is_empty());
+        let late = lab.memory.unmounted_late();
+        assert_eq!(late.is_empty(), comes_back, "disconnected too early, or unmounted too early: {late:?}");
+    }
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ needed_packages=(busybox-static libc6 libgcc-s1 e2fsprogs xfsprogs btrfs-progs u
 # What csi-node runs, and what it runs in turn.
 node_tools=(
     /bin/mount /bin/umount /sbin/blkid /sbin/mke2fs /sbin/e2fsck /sbin/resize2fs /sbin/mkfs.xfs /sbin/xfs_repair
-    /usr/sbin/xfs_growfs /bin/btrfs /sbin/mkfs.btrfs
+    /usr/sbin/xfs_growfs /bin/btrfs /sbin/mkfs.btrfs /sbin/fsfreeze
 )
 # As the chart runs them: these need devices, or folders on the node that are root's.
 declare -A user=([io-engine]=0:0 [csi-node]=0:0 [ha-node]=0:0)

@@ -16,7 +16,7 @@ use csi::identity::IdentityService;
 use csi::node::leftovers::tidy_up;
 use csi::node::metrics::Metrics;
 use csi::node::registration::keep_registered;
-use csi::node::shutdown::{goes_down, release_volumes};
+use csi::node::shutdown::{Patience, goes_down, release_volumes};
 use csi::node::{FreezeService, Initiator, NodePlugin, NvmeService, Settings};
 use csi::server::listen;
 use prometheus_client::registry::Registry;
@@ -30,8 +30,9 @@ use uuid::Uuid;
 const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Limit on a call of the control plane.
 const REST_LIMIT: Duration = Duration::from_secs(4);
-/// Kubernetes gives a pod 30 s to end; more than this for volumes, and the rest is cut off.
-const RELEASE_LIMIT: Duration = Duration::from_secs(20);
+/// Kubernetes gives a pod 30 s to end; more than this for volumes, and the rest is cut off. A target that dies has moved
+/// within ten.
+const PATIENCE: Patience = Patience { in_use: Duration::from_secs(20), lost: Duration::from_secs(10) };
 
 /// The CSI node plugin of Mayastor.
 ///
@@ -146,7 +147,7 @@ async fn main() -> Result<()> {
         freezer.thaw_all().await;
         // Kubelet is served meanwhile: it may be ending pods.
         if goes_down(args.system_bus.clone()).await {
-            release_volumes(&initiator, &mounts, RELEASE_LIMIT).await;
+            release_volumes(&initiator, &mounts, PATIENCE).await;
         }
         shutdown.cancel();
         Ok(())

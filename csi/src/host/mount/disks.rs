@@ -4,10 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::{FileSystem, Mount, Mounts, Options, Usage};
-use crate::host::HostError;
 use crate::host::life::Life;
+use crate::host::memory::MemoryNvme;
+use crate::host::{Controller, HostError};
+
+/// Between two looks of what waits for a path.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Where a bind is made read-only before it is shown.
 const SCRATCH: &str = "/run/csi-node/bind/1";
@@ -29,6 +34,10 @@ struct State {
     held: BTreeSet<PathBuf>,
     /// Folders and files that calls made for mounts.
     made: BTreeSet<PathBuf>,
+    /// Where the devices are connected: an unmount waits for a path, as the kernel's does.
+    behind: Option<MemoryNvme>,
+    /// Places that were unmounted when the device was gone already.
+    unmounted_late: Vec<PathBuf>,
     /// The call that fails next: how many more succeed before it.
     fails_after: Option<usize>,
     calls: usize,
@@ -94,6 +103,16 @@ impl MemoryMounts {
     /// The call that changes something after `successes` more of them fails, once.
     pub fn fail_after(&self, successes: usize) {
         self.lock().fails_after = Some(successes);
+    }
+
+    /// The devices are connected there: an unmount waits while a controller is there and none carries I/O.
+    pub fn put_behind(&self, nvme: MemoryNvme) {
+        self.lock().behind = Some(nvme);
+    }
+
+    /// What was unmounted when its device was gone already, and with it what had not been written.
+    pub fn unmounted_late(&self) -> Vec<PathBuf> {
+        self.lock().unmounted_late.clone()
     }
 
     /// How many calls changed something so far.
@@ -236,8 +255,18 @@ impl Mounts for MemoryMounts {
     }
 
     fn unmount(&self, target: &Path) -> Result<(), HostError> {
+        let nvme = self.lock().behind.clone();
+        let controllers = || nvme.as_ref().map(|nvme| nvme.kernel().controllers());
+        let is_stuck =
+            |all: &[(u32, Controller)]| !all.is_empty() && !all.iter().any(|(_, it)| it.is_usable());
+        while controllers().is_some_and(|all| is_stuck(&all)) {
+            std::thread::sleep(LOOK_PAUSE);
+        }
         let mut state = self.lock();
         state.begin("unmount", target)?;
+        if controllers().is_some_and(|all| all.is_empty()) {
+            state.unmounted_late.push(target.to_owned());
+        }
         self.life.effect(|| state.take_off(target))
     }
 
