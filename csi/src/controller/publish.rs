@@ -31,14 +31,14 @@ impl ControllerService {
                 "read-only publishing is not offered: it is done on the node",
             ));
         }
+        let connect = ConnectParams::parse(&request.volume_context)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = existing_id(&request.volume_id)?;
         let _work = self.begin(id)?;
         let found = self.client.volume(id).await.map_err(|error| status(&error))?;
         let volume =
             if found.spec.target.is_some() { found } else { self.serve(id, &request.node_id).await? };
         let uri = uri_for(&volume, &request.node_id)?;
-        let connect = ConnectParams::parse(&request.volume_context)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let mut publish_context = connect.context();
         publish_context.insert("uri".to_owned(), uri);
         Ok(csi::ControllerPublishVolumeResponse { publish_context })
