@@ -260,7 +260,7 @@ impl Mounts for MemoryMounts {
         let is_stuck =
             |all: &[(u32, Controller)]| !all.is_empty() && !all.iter().any(|(_, it)| it.is_usable());
         while controllers().is_some_and(|all| is_stuck(&all)) {
-            std::thread::sleep(LOOK_PAUSE);
+            std::thread::park_timeout(LOOK_PAUSE);
         }
         let mut state = self.lock();
         state.begin("unmount", target)?;
