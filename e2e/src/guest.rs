@@ -20,6 +20,7 @@ pub mod agent;
 pub mod fabrics;
 pub mod io_load;
 pub mod pattern;
+pub mod plugin;
 
 /// More than any output a story looks at; a larger one is a runaway script.
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use e2e::guest::{agent, fabrics, io_load};
+use e2e::guest::{agent, fabrics, io_load, plugin};
 
 /// Runs inside the virtual Linux host of the test laboratory.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
         /// nvmf://address:port/nqn
         uri: String,
     },
+    /// Have csi-node connect, format, mount and show a volume, as kubelet has it
+    Mount(plugin::MountOptions),
     /// Read and write with checks, and measure every stall; prints a summary as JSON
     Io(io_load::IoOptions),
 }
@@ -41,6 +43,7 @@ fn main() -> Result<()> {
             println!("{}", fabrics::attach(&uri)?);
             Ok(())
         }
+        Command::Mount(options) => plugin::mount(&options),
         Command::Io(options) => {
             println!("{}", serde_json::to_string(&io_load::run(&options)?)?);
             Ok(())
