@@ -208,9 +208,9 @@ subjects:
 {{- and .Values.csi.controller.storageCapacity (semverCompare ">=1.24-0" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 
-{{/* Whether there are VolumeAttributesClasses: since 1.34 always, before where the API is switched on. */}}
+{{/* Whether there are VolumeAttributesClasses of the version that the sidecars know: v1, since 1.34. */}}
 {{- define "mayastor.has.classes" -}}
-{{- or (semverCompare ">=1.34-0" .Capabilities.KubeVersion.Version) (.Capabilities.APIVersions.Has "storage.k8s.io/v1beta1/VolumeAttributesClass") -}}
+{{- semverCompare ">=1.34-0" .Capabilities.KubeVersion.Version -}}
 {{- end -}}
 
 {{/* What serves figures with metrics.enabled, as a JSON list. */}}

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
+use control_api::NodeTopology;
 use csi::host::mount::FileSystem;
-use csi::params::Params;
+use csi::params::{ConnectParams, Params};
 use serde_json::Value;
 
 use super::{documents, title, types};
@@ -56,8 +57,18 @@ fn classes_ask_for_what_the_driver_knows() {
     let replicas: Vec<_> = asked.iter().map(|(name, params)| (name.as_str(), params.replicas)).collect();
     assert_eq!(
         replicas,
-        [("mayastor-replicated", 3), ("mayastor-single", 1), ("mayastor-ssd-zones", 2), ("mayastor-thin", 2)]
+        [
+            ("mayastor-one-zone", 2),
+            ("mayastor-replicated", 3),
+            ("mayastor-single", 1),
+            ("mayastor-ssd-zones", 2),
+            ("mayastor-thin", 2)
+        ]
     );
+    let Some(NodeTopology::Labelled(near)) = &asked["mayastor-one-zone"].topology.node_topology else {
+        panic!("near each other")
+    };
+    assert_eq!(near.affinitykey, ["topology.kubernetes.io/zone"]);
     assert!(asked["mayastor-thin"].thin);
     assert_eq!(asked["mayastor-replicated"].fs_type, Some(FileSystem::Xfs));
     let topology = &asked["mayastor-ssd-zones"].topology;
@@ -91,6 +102,37 @@ fn claims_ask_for_classes_of_the_examples() {
         // A static volume has none, so that nobody makes another.
         assert!(class.is_empty() || classes.contains(&class), "{class} is none of {classes:?}");
     }
+}
+
+/// What is on it decides how it is mounted, and nothing that Kubernetes does takes it away.
+#[test]
+fn an_adopted_volume_keeps_its_data() {
+    let examples = examples();
+    let [persistent, claim, pod] = &examples["adopt-volume.yaml"][..] else { panic!("three documents") };
+    let (spec, asked) = (&persistent["spec"], &claim["spec"]);
+    assert_eq!(spec["csi"]["driver"], DRIVER);
+    spec["csi"]["volumeHandle"].as_str().unwrap().parse::<uuid::Uuid>().unwrap();
+    let context: HashMap<String, String> =
+        serde_json::from_value(spec["csi"]["volumeAttributes"].clone()).unwrap();
+    assert_eq!(ConnectParams::parse(&context).unwrap().nr_io_queues, Some(2));
+    assert_eq!(spec["csi"].get("fsType"), None, "another file system than it has would not be mounted");
+    assert_eq!(spec["persistentVolumeReclaimPolicy"], "Retain");
+    // Each names the other: neither is bound to anything else.
+    assert_eq!(spec["claimRef"]["name"], claim["metadata"]["name"]);
+    assert_eq!(spec["claimRef"]["namespace"], claim["metadata"]["namespace"]);
+    assert_eq!(asked["volumeName"], persistent["metadata"]["name"]);
+    for field in ["storageClassName", "accessModes"] {
+        assert_eq!(asked[field], spec[field]);
+    }
+    assert_eq!(asked["resources"]["requests"]["storage"], spec["capacity"]["storage"]);
+    assert_eq!(
+        pod.pointer("/spec/volumes/0/persistentVolumeClaim/claimName"),
+        claim.pointer("/metadata/name")
+    );
+    // The Volume that it speaks of.
+    let [volume] = &examples["volume.yaml"][..] else { panic!("one document") };
+    assert_eq!(volume["metadata"]["name"], persistent["metadata"]["name"]);
+    assert_eq!(volume["spec"]["size"], spec["capacity"]["storage"]);
 }
 
 #[test]

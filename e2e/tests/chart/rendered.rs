@@ -31,7 +31,7 @@ fn single_node() -> Value {
 /// All that can be switched on.
 fn everything() -> Value {
     json!({
-        "csi": { "controller": { "replicas": 2, "resizer": true } },
+        "csi": { "controller": { "replicas": 2, "resizer": true }, "node": { "registration": true } },
         "storageClass": { "allowVolumeExpansion": true, "default": "single-replica" },
         "snapshots": { "enabled": true },
         "io_engine": { "blockDevices": true, "coreList": "2", "target": { "nvmf": { "iface": "name:eth1" } } },
@@ -172,6 +172,78 @@ async fn a_slip_of_the_pen_is_refused_by_name() {
     }
 }
 
+/// A folder of values that took names which nobody knows would swallow a slip of the pen.
+#[test]
+fn no_value_takes_names_that_nobody_knows() {
+    fn look(path: &str, schema: &Value) {
+        match schema {
+            Value::Object(fields) => {
+                let is_closed = fields.get("additionalProperties") == Some(&Value::Bool(false));
+                assert!(is_closed || !fields.contains_key("properties"), "{path} is open");
+                fields.iter().for_each(|(name, schema)| look(&format!("{path}/{name}"), schema));
+            }
+            Value::Array(all) => all.iter().for_each(|schema| look(path, schema)),
+            _ => {}
+        }
+    }
+    let text = fs::read_to_string(chart().join("values.schema.json")).unwrap();
+    look("", &serde_json::from_str(&text).unwrap());
+}
+
+/// What is in one piece for Kubernetes has one comment.
+const IN_ONE_PIECE: [&str; 6] =
+    ["resources", "sidecarResources", "nodeSelector", "seccompProfile", "labels", "tolerations"];
+
+#[test]
+fn every_value_has_a_comment() {
+    let text = fs::read_to_string(chart().join("values.yaml")).unwrap();
+    let (mut before, mut within) = ("", None);
+    let mut bare = Vec::new();
+    for line in text.lines() {
+        let depth = line.len() - line.trim_start().len();
+        let field = line.trim().split_once(':').filter(|_| !line.trim_start().starts_with(['#', '-']));
+        if within.is_some_and(|piece| depth <= piece) {
+            within = None;
+        }
+        if let Some((name, value)) = field.filter(|_| within.is_none()) {
+            let is_piece = IN_ONE_PIECE.contains(&name);
+            if (is_piece || !value.is_empty()) && !before.trim_start().starts_with('#') {
+                bare.push(line);
+            }
+            within = is_piece.then_some(depth);
+        }
+        before = line;
+    }
+    assert_eq!(bare, [""; 0]);
+}
+
+/// Freezing somebody's file systems needs no password there.
+#[tokio::test]
+async fn nodes_serve_nothing_to_strangers_unless_asked_to() {
+    for (values, serves) in [(json!({}), false), (everything(), true)] {
+        let all = containers(&objects(&values).await);
+        let (_, node) = all.iter().find(|(name, _)| name.ends_with("/mayastor-csi-node csi-node")).unwrap();
+        assert_eq!(node["args"].as_array().unwrap().contains(&"--enable-registration".into()), serves);
+    }
+}
+
+#[test]
+fn the_seccomp_profile_lets_an_engine_work_and_keeps_the_machine_from_it() {
+    let text = fs::read_to_string(chart().join("files/seccomp/io-engine.json")).unwrap();
+    let profile: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ALLOW");
+    let refused = &profile["syscalls"][0];
+    assert_eq!(refused["action"], "SCMP_ACT_ERRNO");
+    let refused: BTreeSet<&str> =
+        refused["names"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    for needed in ["io_uring_setup", "io_uring_enter", "io_uring_register", "fallocate", "mmap", "mlock"] {
+        assert!(!refused.contains(needed), "{needed}");
+    }
+    for foreign in ["mount", "bpf", "ptrace", "kexec_load", "init_module", "setns", "unshare", "keyctl"] {
+        assert!(refused.contains(foreign), "{foreign}");
+    }
+}
+
 /// A value that the schema does not know could never be set; one without a default would not be found.
 #[test]
 fn schema_and_values_have_the_same_names() {
@@ -179,8 +251,7 @@ fn schema_and_values_have_the_same_names() {
         for (name, value) in value.as_object().into_iter().flatten() {
             let path = format!("{path}.{name}");
             // Values of their own kind, which Kubernetes knows.
-            let is_whole = ["resources", "sidecarResources", "nodeSelector", "seccompProfile", "labels"]
-                .contains(&name.as_str());
+            let is_whole = IN_ONE_PIECE.contains(&name.as_str());
             if value.as_object().is_none_or(serde_json::Map::is_empty) || is_whole {
                 found.insert(path);
             } else {
@@ -191,8 +262,7 @@ fn schema_and_values_have_the_same_names() {
     fn schema_names(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
         for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}.{name}");
-            let is_whole = ["resources", "sidecarResources", "nodeSelector", "seccompProfile", "labels"]
-                .contains(&name.as_str());
+            let is_whole = IN_ONE_PIECE.contains(&name.as_str());
             if schema.get("properties").is_none() || is_whole {
                 found.insert(path);
             } else {
