@@ -1,6 +1,6 @@
 #!/bin/bash
 # Prepares what a Kubernetes node in a virtual machine is made of: a Debian cloud kernel, an initramfs that finds the
-# root disk, and the image of that disk with containerd, runc and a kubelet.
+# root disk, and the image of that disk with containerd, runc and a kubelet, and a systemd for whoever boots it with that.
 #
 #   kubernetes-node.sh   prepare; prints the directory that holds vmlinuz, initramfs.gz and root.img
 #
@@ -21,7 +21,7 @@ root_size=4G
 
 node_packages=(
     containerd runc containernetworking-plugins iptables conntrack socat iproute2 kmod util-linux mount busybox-static
-    e2fsprogs
+    e2fsprogs systemd dbus
 )
 cni_plugins=(bridge host-local loopback portmap)
 # To find the root disk.
@@ -116,8 +116,9 @@ furnish() { # ROOT
     for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
         ln -sf xtables-nft-multi "$root/usr/sbin/$name"
     done
-    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n' >"$root/etc/passwd"
-    printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
+    printf '%s\n' root:x:0:0:root:/root:/bin/sh messagebus:x:100:100::/:/sbin/nologin \
+        nobody:x:65534:65534:nobody:/:/sbin/nologin >"$root/etc/passwd"
+    printf '%s:\n' root:x:0 messagebus:x:100 nogroup:x:65534 >"$root/etc/group"
     printf 'passwd: files\ngroup: files\nhosts: files dns\n' >"$root/etc/nsswitch.conf"
     # Pods get a copy of it, even where there is nothing in it.
     : >"$root/etc/resolv.conf"
@@ -125,9 +126,13 @@ furnish() { # ROOT
     printf '%s\n' "${node_modules[@]}" >"$root/etc/node-modules"
     cp "$here/guest/containerd.toml" "$root/etc/containerd/config.toml"
     install -m 755 "$here/guest/node-init" "$root/usr/sbin/node-init"
+    install -D -m 644 "$here/guest/guest-agent.service" -t "$root/etc/systemd/system"
+    ln -sf multi-user.target "$root/usr/lib/systemd/system/default.target"
+    install -d "$root/etc/systemd/system/multi-user.target.wants"
+    ln -s ../guest-agent.service "$root/etc/systemd/system/multi-user.target.wants/"
 }
 
 kubelet=$("$here/kubernetes.sh" kubelet)/kubelet
-key=$(cat "$here"/{kubernetes-node.sh,debian.sh,guest/node-boot,guest/node-init,guest/containerd.toml} <(echo "$kubelet") |
+key=$(cat "$here"/{kubernetes-node.sh,debian.sh,guest/node-boot,guest/node-init,guest/guest-agent.service,guest/containerd.toml} <(echo "$kubelet") |
     sha256sum | cut -c 1-16)
 once kubernetes-node "$key" prepare_into "$kubelet"

@@ -1,14 +1,28 @@
 //! What makes an API server a cluster: controllers, a scheduler, and nodes with a real kubelet in virtual machines.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::apiserver::{ApiServer, binaries_with};
+use crate::netns::Net;
 use crate::place::Place;
 use crate::process::{Process, Processes};
+use crate::vm::LinuxHost;
 
 mod node;
 
 pub use node::KubernetesNode;
+
+/// Boots host `number` with a systemd as its first process, and our agents on board.
+pub async fn boot_with_systemd(
+    processes: &Processes,
+    net: &Net,
+    folder: &Path,
+    number: u8,
+) -> Result<LinuxHost> {
+    node::boot_with_systemd(processes, net, folder, number).await
+}
 
 const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 

@@ -41,10 +41,7 @@ impl KubernetesNode {
     ) -> Result<Self> {
         let parts = parts()?;
         let (root, payload) =
-            (folder.join(format!("host{number}.root")), folder.join(format!("host{number}.payload")));
-        let mut copy = Command::new("cp");
-        copy.args(["--sparse=always", "--reflink=auto"]).arg(parts.join("root.img")).arg(&root);
-        run(copy)?;
+            (root_disk(&parts, folder, number)?, folder.join(format!("host{number}.payload")));
         let mut pack = Command::new("tar");
         pack.args(["--format=ustar", "-cf"]).arg(&payload);
         for image in images {
@@ -170,6 +167,33 @@ impl KubernetesNode {
             Err(error) => Err(error).context(self.kubelet_log().await.unwrap_or_default()),
         }
     }
+}
+
+/// A machine made of the same parts that a systemd rules, with logind and its bus; Kubernetes is not started on it.
+pub(super) async fn boot_with_systemd(
+    processes: &Processes,
+    net: &Net,
+    folder: &Path,
+    number: u8,
+) -> Result<LinuxHost> {
+    let parts = parts()?;
+    let options = BootOptions {
+        number,
+        disks: vec![root_disk(&parts, folder, number)?],
+        base: Some(parts),
+        kernel_arguments: "lab.init=systemd systemd.getty_auto=no".to_owned(),
+        ..BootOptions::default()
+    };
+    LinuxHost::boot(processes, net, &options.with_agents()?).await
+}
+
+/// A copy of the root disk, of the machine's own.
+fn root_disk(parts: &Path, folder: &Path, number: u8) -> Result<PathBuf> {
+    let root = folder.join(format!("host{number}.root"));
+    let mut copy = Command::new("cp");
+    copy.args(["--sparse=always", "--reflink=auto"]).arg(parts.join("root.img")).arg(&root);
+    run(copy)?;
+    Ok(root)
 }
 
 /// The folder with kernel, initramfs and root disk; made on the first call on a machine, which downloads: from the hub
