@@ -28,6 +28,7 @@ use crate::player::Player;
 use crate::steps::step;
 use crate::wait::wait_patiently;
 
+pub mod killing;
 pub mod workload;
 
 /// Of the chart; what it makes is called `mayastor-…`.
