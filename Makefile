@@ -111,6 +111,10 @@ lint: setup ## Check format, clippy, licences (with cargo-deny, where it is inst
 	else echo "lint: cargo-deny is not installed, licences are not checked (cargo install cargo-deny)"; fi
 	cargo nextest run -p crds --test manifests
 
+.PHONY: check-arm64
+check-arm64: setup ## Check that everything compiles for arm64
+	@e2e/setup/arm64.sh
+
 .PHONY: generate
 generate: ## Write the generated files anew (crds/yaml and the chart's copy)
 	cargo run --quiet -p crds --bin crdgen

@@ -315,8 +315,7 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
     })
     .await?;
     stage.kubectl(&["patch", "volume", "used", "--type=merge", "-p", r#"{"spec":{"publish":null}}"#]).await?;
-    stage.kubectl(&["delete", "volume", "used", "--timeout=60s"]).await.context(operator.log_tail())?;
-
+    c2_what_refers_to_a_volume_is_seen(stage).await.context(operator.log_tail())?;
     let log = fs::read_to_string(operator.log_path())?;
     operator.terminate(STOP_LIMIT).await?;
     ensure!(!leads("operator-a").await?, "who has ended does not lead");
@@ -331,6 +330,37 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
 }
 
 /// Arguments of a container of a workload.
+/// The operator's account may look at PersistentVolumes, and its watch tells it.
+async fn c2_what_refers_to_a_volume_is_seen(stage: &Stage) -> Result<()> {
+    let uuid = stage.kubectl(&["get", "volume", "used", "-o", "jsonpath={.status.uuid}"]).await?;
+    let persistent = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "refers" },
+        "spec": {
+            "capacity": { "storage": "64Mi" }, "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "csi": { "driver": "io.openebs.csi-mayastor", "volumeHandle": uuid.trim() },
+        },
+    });
+    stage.cluster.kubectl().apply(&persistent.to_string()).await?;
+    stage.kubectl(&["delete", "volume", "used", "--wait=false"]).await?;
+    wait_until(PATIENCE, "the Volume to say what holds it", || async {
+        let shown = stage.kubectl(&["get", "volume", "used", "-o", "jsonpath={.status.conditions}"]).await?;
+        ensure!(shown.contains("refers"), "{shown}");
+        Ok(())
+    })
+    .await?;
+    // Nobody of Kubernetes is here to release it.
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    stage.kubectl(&["patch", "pv", "refers", "--type=merge", "-p", patch]).await?;
+    stage.kubectl(&["delete", "pv", "refers"]).await?;
+    wait_until(PATIENCE, "the Volume to go", || async {
+        let left = stage.kubectl(&["get", "volume", "used", "--ignore-not-found", "-o", "name"]).await?;
+        ensure!(left.trim().is_empty(), "{left}");
+        Ok(())
+    })
+    .await
+}
+
 fn arguments(workload: &Value, container: &str) -> Result<Vec<String>> {
     let of = |kind| workload.pointer(&format!("/spec/template/spec/{kind}")).and_then(Value::as_array);
     let mut containers = [of("initContainers"), of("containers")].into_iter().flatten().flatten();
