@@ -13,7 +13,7 @@ use crate::error::ServiceError;
 use crate::volume::detached;
 
 /// Lists the nodes.
-#[utoipa::path(get, path = "/v0/nodes", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Node>), (status = 503, body = RestJsonError)))]
+#[utoipa::path(get, path = "/v0/nodes", params(("max_entries" = Option<u64>, Query, description = "at most so many; 0 or absent: the whole list, which has no other bound"), ("starting_token" = Option<u64>, Query, description = "how many to pass by")), responses((status = 200, body = Vec<Node>), (status = 503, body = RestJsonError)))]
 pub(super) async fn list(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Node>> {
     Ok(Json(page.array(core.nodes().list()).into_iter().map(convert::node).collect()))
 }

@@ -11,7 +11,7 @@ use crate::pool::CreatePool;
 use crate::volume::detached;
 
 /// Lists the pools: those the registry knows and those that only an engine shows.
-#[utoipa::path(get, path = "/v0/pools", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Pool>), (status = 503, body = RestJsonError)))]
+#[utoipa::path(get, path = "/v0/pools", params(("max_entries" = Option<u64>, Query, description = "at most so many; 0 or absent: the whole list, which has no other bound"), ("starting_token" = Option<u64>, Query, description = "how many to pass by")), responses((status = 200, body = Vec<Pool>), (status = 503, body = RestJsonError)))]
 pub(super) async fn list(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Pool>> {
     Ok(Json(page.array(convert::pools(&core, |_| true))))
 }

@@ -215,7 +215,7 @@ pub(super) async fn resize(
 }
 
 /// Lists the nexuses that engines report.
-#[utoipa::path(get, path = "/v0/nexuses", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Nexus>), (status = 503, body = RestJsonError)))]
+#[utoipa::path(get, path = "/v0/nexuses", params(("max_entries" = Option<u64>, Query, description = "at most so many; 0 or absent: the whole list, which has no other bound"), ("starting_token" = Option<u64>, Query, description = "how many to pass by")), responses((status = 200, body = Vec<Nexus>), (status = 503, body = RestJsonError)))]
 pub(super) async fn nexuses(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Nexus>> {
     Ok(Json(page.array(convert::nexuses(&core, |_| true))))
 }
@@ -228,7 +228,7 @@ pub(super) async fn one_nexus(Leading(core): Leading, Path(id): Path<Uuid>) -> A
 }
 
 /// Lists the replicas that engines report.
-#[utoipa::path(get, path = "/v0/replicas", params(("max_entries" = Option<u64>, Query), ("starting_token" = Option<u64>, Query)), responses((status = 200, body = Vec<Replica>), (status = 503, body = RestJsonError)))]
+#[utoipa::path(get, path = "/v0/replicas", params(("max_entries" = Option<u64>, Query, description = "at most so many; 0 or absent: the whole list, which has no other bound"), ("starting_token" = Option<u64>, Query, description = "how many to pass by")), responses((status = 200, body = Vec<Replica>), (status = 503, body = RestJsonError)))]
 pub(super) async fn replicas(Leading(core): Leading, Query(page): Query<PageQuery>) -> Answer<Vec<Replica>> {
     Ok(Json(page.array(convert::replicas(&core, |_| true))))
 }

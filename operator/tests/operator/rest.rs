@@ -363,6 +363,11 @@ async fn the_openapi_document_is_made_from_the_handlers_and_served() {
         assert!(document["paths"][path].is_object(), "{path}");
     }
     assert!(document["components"]["schemas"]["Volume"].is_object());
+    // Whoever reads a list knows how long it may be.
+    for path in ["/v0/nodes", "/v0/pools", "/v0/nexuses", "/v0/replicas", "/v0/volumes"] {
+        let limit = &document["paths"][path]["get"]["parameters"][0];
+        assert!(limit["name"] == "max_entries" && limit["description"].is_string(), "{path}: {limit}");
+    }
 }
 
 #[tokio::test]
