@@ -336,6 +336,7 @@ impl ControlPlane for MemoryPlane {
             spec: spec.clone(),
             cluster_id,
             state: VolumeState::Online,
+            is_created: true,
             usage: Some(Usage::default()),
             ..VolumeObject::default()
         };

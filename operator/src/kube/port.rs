@@ -116,6 +116,8 @@ pub struct VolumeObject {
     pub cluster_id: Option<String>,
     /// State of its data.
     pub state: VolumeState,
+    /// Whether its replicas were made. One that is taken back before that was not.
+    pub is_created: bool,
     /// Whether it is being destroyed.
     pub is_deleting: bool,
     /// Where it is served.

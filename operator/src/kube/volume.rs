@@ -218,9 +218,10 @@ fn of_object(object: &VolumeObject) -> VolumeStatus {
     let rebuilds = object.replicas.iter().filter_map(|replica| replica.rebuild_progress);
     VolumeStatus {
         state: if object.is_deleting { VolumeState::Deleting } else { object.state },
-        uuid: object.spec.uuid.clone(),
+        // Until it was made nothing here says that it was, as with pools.
+        uuid: object.spec.uuid.clone().filter(|_| object.is_created),
         observed_generation: None,
-        cluster_id: object.cluster_id.clone(),
+        cluster_id: object.cluster_id.clone().filter(|_| object.is_created),
         size: Some(object.growing_from.map_or(object.spec.size, Quantity::from_bytes).human()),
         size_bytes: Some(object.growing_from.unwrap_or(object.spec.size.bytes())),
         replicas_ready: Some(format!("{}/{}", up_to_date(object), object.spec.replicas)),
@@ -303,4 +304,22 @@ fn tell(replica: &ReplicaStatus) -> String {
         (None, None, _) => format!("{:?}", replica.state),
     };
     format!("{place}: {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A creation that failed is taken back when the engine that was silent answers again, which may be another leader's
+    /// work: the resource is not held for a volume that the registry has lost.
+    #[test]
+    fn c1_a_volume_that_was_never_made_is_not_one_that_was_lost() {
+        let spec = VolumeSpec { uuid: Some("u".to_owned()), ..VolumeSpec::default() };
+        let begun = VolumeObject { spec, cluster_id: Some("c".to_owned()), ..VolumeObject::default() };
+        let taken_back = VolumeObject { is_deleting: true, ..begun.clone() };
+        let made = VolumeObject { is_created: true, ..begun.clone() };
+        for (object, was_alive) in [(begun, false), (taken_back, false), (made, true)] {
+            assert_eq!(Volumes::was_alive(&of_object(&object)), was_alive, "{object:?}");
+        }
+    }
 }

@@ -186,6 +186,8 @@ pub(super) fn object(plane: &Plane, spec: &VolumeSpec) -> VolumeObject {
             (_, VolumeStatus::Degraded) => VolumeState::Degraded,
             (_, VolumeStatus::Faulted) => VolumeState::Faulted,
         },
+        // One that goes without having been asked to was never finished.
+        is_created: spec.status == SpecStatus::Created || spec.is_discarded,
         is_deleting: spec.status == SpecStatus::Deleting,
         target: spec.target.as_ref().map(|target| target_status(&view, target)),
         replicas: live.iter().map(|r| replica_status(&view, r)).collect(),
