@@ -26,7 +26,7 @@ setup: ## Install what building and testing need, where it is missing
 lab: setup ## Prepare the Linux host (qemu, kernel), Kubernetes, its nodes and Helm: once, ten minutes or more
 	@e2e/setup/linux-host.sh bookworm >/dev/null
 	@e2e/setup/linux-host.sh bookworm-backports >/dev/null
-	@e2e/setup/kubernetes.sh kube-controller-manager kube-scheduler kubelet >/dev/null
+	@e2e/setup/kubernetes.sh kube-controller-manager kube-scheduler kubelet kube-proxy >/dev/null
 	@e2e/setup/kubernetes-node.sh >/dev/null
 	@e2e/setup/images.sh --prepare
 	@e2e/setup/helm.sh >/dev/null

@@ -10,6 +10,8 @@
 #   --out DIR        gets <COMPONENT>.tar for each
 #   --lab            what a node of the laboratory needs besides: a sandbox (pause), a shell with a disk (app), and our
 #                    player of the registrar under the name that the chart gives the real one
+#   --whole          as --lab, and the rest of what the chart runs: Debian's etcd, and our players of csi-controller's
+#                    sidecars, under the names that the chart gives the real ones
 #   COMPONENT        operator, io-engine, ha-cluster, ha-node, csi-controller, csi-node; all where none is given
 #
 # An image is a C library and the one program; csi-node has the tools of file systems too. Those come from Debian
@@ -177,13 +179,14 @@ chart_value() { # KEY: of a line `KEY: value`
 }
 
 main() {
-    local programs='' tag='' out='' lab='' components=() component loader base tools packages name
+    local programs='' tag='' out='' lab='' whole='' components=() component loader base tools packages name
     while [ $# -gt 0 ]; do
         case $1 in
         --programs) programs=$2 && shift ;;
         --tag) tag=$2 && shift ;;
         --out) out=$2 && shift ;;
         --lab) lab=yes ;;
+        --whole) lab=yes whole=yes ;;
         --prepare) unpacked_packages >/dev/null && exit ;;
         -*) usage ;;
         *) components+=("$1") ;;
@@ -220,18 +223,40 @@ main() {
     done
     [ -n "$lab" ] || return 0
 
-    mkdir -p "$work/busybox"/{bin,tmp}
+    mkdir -p "$work/busybox"/{usr/bin,tmp}
+    ln -s usr/bin "$work/busybox/bin"
     cp "$packages/bin/busybox" "$work/busybox/bin/"
-    for name in sh cat ls dd sync sleep df mount rm touch sha256sum test mkdir stat blockdev echo date; do
+    for name in sh cat ls dd df sync sleep mount rm touch sha256sum test mkdir stat blockdev echo date; do
         ln -s busybox "$work/busybox/bin/$name"
     done
     name=$(layer "$work/busybox")
     archive "$out/pause.tar" localhost/pause:3.2 0:0 '["/bin/sleep","2147483647"]' "$name"
-    archive "$out/app.tar" localhost/app:1 0:0 '["/bin/sh","-c"]' "$name"
-    tag=$(chart_value registrarTag "$chart/values.yaml")
-    archive "$out/registrar.tar" "registry.k8s.io/sig-storage/csi-node-driver-registrar:$tag" 0:0 \
-        '["/usr/local/bin/registrar"]' "$base" "$(program_layer "$programs/registrar" registrar)"
-    for name in pause app registrar; do echo "$out/$name.tar"; done
+    archive "$out/app.tar" localhost/app:1 0:0 '["/bin/sh","-c"]' \
+        "$base" "$name" "$(program_layer "$programs/guest-agent" guest-agent)"
+    sidecar "$out" node-driver-registrar csi-node-driver-registrar registrarTag 0:0 '["/usr/local/bin/registrar"]' \
+        "$base" "$(program_layer "$programs/registrar" registrar)"
+    for name in pause app node-driver-registrar; do echo "$out/$name.tar"; done
+    [ -n "$whole" ] || return 0
+
+    local player
+    player=$(program_layer "$programs/player" player)
+    for name in provisioner attacher resizer; do
+        sidecar "$out" "$name" "csi-$name" "${name}Tag" 65532:65532 "[\"/usr/local/bin/player\",\"$name\"]" "$base" "$player"
+        echo "$out/$name.tar"
+    done
+    command -v etcd >/dev/null || fail "there is no etcd: e2e/setup/host-packages.sh installs it"
+    sed -n '/^etcd:/,$p' "$chart/values.yaml" >"$work/etcd.yaml"
+    name=$(chart_value registry "$work/etcd.yaml")/$(chart_value repo "$work/etcd.yaml")
+    archive "$out/etcd.tar" "$name:$(chart_value tag "$work/etcd.yaml")" 0:0 '["/usr/local/bin/etcd"]' \
+        "$base" "$(program_layer "$(command -v etcd)" etcd)"
+    echo "$out/etcd.tar"
+}
+
+# A program of ours that plays a sidecar, under the name that the chart gives the real one.
+sidecar() { # DIRECTORY FILE NAME TAG_KEY USER ENTRYPOINT LAYER...
+    local out=$1 file=$2 name=$3 key=$4
+    shift 4
+    archive "$out/$file.tar" "registry.k8s.io/sig-storage/$name:$(chart_value "$key" "$chart/values.yaml")" "$@"
 }
 
 main "$@"

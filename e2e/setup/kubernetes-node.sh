@@ -1,11 +1,12 @@
 #!/bin/bash
 # Prepares what a Kubernetes node in a virtual machine is made of: a Debian cloud kernel, an initramfs that finds the
-# root disk, and the image of that disk with containerd, runc and a kubelet, and a systemd for whoever boots it with that.
+# root disk, and the image of that disk with containerd, runc, a kubelet and a kube-proxy, and a systemd for whoever boots
+# it with that.
 #
 #   kubernetes-node.sh   prepare; prints the directory that holds vmlinuz, initramfs.gz and root.img
 #
 # Debian's packages are downloaded (about 130 MB, once) and unpacked by apt with lists and caches of its own. Nothing is
-# installed, and no maintainer script runs: what is needed of them is done here. The kubelet is the one that
+# installed, and no maintainer script runs: what is needed of them is done here. kubelet and kube-proxy are those that
 # kubernetes.sh builds.
 #
 # The directory is named after the contents of the files that made it.
@@ -30,7 +31,7 @@ boot_modules=(virtio_pci virtio_blk ext4 crc32c_generic)
 node_modules=(
     virtio_net virtio_console virtio_rng overlay br_netfilter bridge veth loop nvme-fabrics nvme-tcp
     nf_tables nft_compat nft_chain_nat nf_nat xt_comment xt_mark xt_conntrack xt_MASQUERADE xt_nat xt_addrtype xt_statistic
-    xt_tcpudp
+    xt_tcpudp ipt_REJECT nf_conntrack_netlink
 )
 # On demand.
 other_modules=(xfs btrfs sch_netem)
@@ -65,8 +66,8 @@ add_modules() { # ROOT KERNEL RELEASE TREE MODULE...
     unpacked "$root" /sbin/depmod -b "$tree" "$release"
 }
 
-prepare_into() { # KUBELET DIRECTORY
-    local kubelet=$1 dir=$2 work=$2/work root=$2/work/root kernel=$2/work/kernel boot=$2/work/boot package release name
+prepare_into() { # BINARIES DIRECTORY
+    local binaries=$1 dir=$2 work=$2/work root=$2/work/root kernel=$2/work/kernel boot=$2/work/boot package release name
     mkdir -p "$work"
     private_apt "$work" bookworm
     package=$(kernel_package)
@@ -97,7 +98,7 @@ prepare_into() { # KUBELET DIRECTORY
 
     say "building the root disk"
     furnish "$root"
-    install -m 755 "$kubelet" "$root/usr/bin/kubelet"
+    install -m 755 "$binaries/kubelet" "$binaries/kube-proxy" "$root/usr/bin/"
     unpacked "$root" /sbin/mke2fs -q -t ext4 -E lazy_itable_init=1,nodiscard -d "$root" "$dir/root.img" $root_size
     rm -rf "$work"
 }
@@ -132,7 +133,7 @@ furnish() { # ROOT
     ln -s ../guest-agent.service "$root/etc/systemd/system/multi-user.target.wants/"
 }
 
-kubelet=$("$here/kubernetes.sh" kubelet)/kubelet
-key=$(cat "$here"/{kubernetes-node.sh,debian.sh,guest/node-boot,guest/node-init,guest/guest-agent.service,guest/containerd.toml} <(echo "$kubelet") |
+binaries=$("$here/kubernetes.sh" kubelet kube-proxy)
+key=$(cat "$here"/{kubernetes-node.sh,debian.sh,guest/node-boot,guest/node-init,guest/guest-agent.service,guest/containerd.toml} <(echo "$binaries") |
     sha256sum | cut -c 1-16)
-once kubernetes-node "$key" prepare_into "$kubelet"
+once kubernetes-node "$key" prepare_into "$binaries"

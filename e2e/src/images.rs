@@ -19,14 +19,28 @@ pub fn prepare() -> Result<()> {
     setup::run(SCRIPT, &["--prepare"]).map(drop)
 }
 
-/// Makes archives of the programs of this build in `folder`, and returns their files. With `lab` also what a node of
-/// the laboratory needs besides.
-pub async fn make(folder: &Path, components: &[&str], lab: bool) -> Result<Vec<PathBuf>> {
+/// What is made beside images of our programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    /// Nothing: as for a user.
+    Nothing,
+    /// What every node of the laboratory needs.
+    Lab,
+    /// That, and the rest of what the chart runs: etcd and the sidecars, which are played.
+    Whole,
+}
+
+/// Makes archives of the programs of this build in `folder`, and returns their files.
+pub async fn make(folder: &Path, components: &[&str], besides: Besides) -> Result<Vec<PathBuf>> {
     let programs = program("io-engine")?;
     let programs = programs.parent().context("programs are in a folder")?.to_owned();
     let mut arguments: Vec<OsString> =
         vec!["--programs".into(), programs.into(), "--out".into(), folder.into()];
-    arguments.extend(lab.then(|| "--lab".into()));
+    arguments.extend(match besides {
+        Besides::Nothing => None,
+        Besides::Lab => Some("--lab".into()),
+        Besides::Whole => Some("--whole".into()),
+    });
     arguments.extend(components.iter().map(OsString::from));
     tokio::task::spawn_blocking(move || setup::run(SCRIPT, &arguments)).await.context("wait for images.sh")?
 }

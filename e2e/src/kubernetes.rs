@@ -10,9 +10,11 @@ use crate::place::Place;
 use crate::process::{Process, Processes};
 use crate::vm::LinuxHost;
 
+mod dns;
 mod node;
 
-pub use node::KubernetesNode;
+pub use dns::Dns;
+pub use node::{KubernetesNode, NodeOptions, Services};
 
 /// Boots host `number` with a systemd as its first process, and our agents on board.
 pub async fn boot_with_systemd(
@@ -25,6 +27,11 @@ pub async fn boot_with_systemd(
 }
 
 const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+
+/// Addresses of the pods of host `number`.
+pub fn pod_subnet(number: u8) -> String {
+    format!("10.244.{number}.0/24")
+}
 
 /// Makes what a cluster with nodes consists of, where it is missing: from the hub of a lab nothing can be downloaded.
 pub fn prepare() -> Result<()> {

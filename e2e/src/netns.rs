@@ -172,6 +172,11 @@ impl Net {
         Ok(format!("h{host}"))
     }
 
+    /// Lets the hub reach what is behind a peer: the pods of a node.
+    pub fn route(&self, subnet: &str, via: Peer) -> Result<()> {
+        self.ip_batch(Peer::Hub, &format!("route replace {subnet} via {}\n", via.address()))
+    }
+
     /// Takes a peer off the network. An engine sees its link go down; a Linux host sees silence.
     pub fn link_down(&self, peer: Peer) -> Result<()> {
         self.set_link(peer, "down")

@@ -8,15 +8,15 @@
 //! plugins_registry ---registration---> what kubelet asks of a plugin             node-driver-registrar
 //! ```
 //!
-//! The first four run in the harness, with the rights of the account that the chart gives the real ones; the last is a
-//! program, `registrar`, in the real one's place.
+//! The first four run in the harness, with the rights of the account that the chart gives the real ones, or each as a
+//! program, `player`, in the real one's place; the last always is such a program, `registrar`.
 //!
 //! Absent on purpose: leader election, events, capacity, snapshots, secrets.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::future::{Future, ready};
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use anyhow::{Context as _, Result};
 use csi::proto::csi::controller_client::ControllerClient;
 use csi::proto::csi::controller_service_capability::Type as Offer;
 use csi::proto::csi::controller_service_capability::rpc::Type as Rpc;
+use csi::proto::csi::identity_client::IdentityClient;
 use csi::proto::csi::volume_capability::access_mode::Mode;
 use csi::proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use csi::proto::csi::{ControllerGetCapabilitiesRequest, GetPluginInfoRequest, VolumeCapability};
@@ -36,8 +37,6 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
-
-use crate::lab::CsiController;
 
 mod attach;
 mod provision;
@@ -51,6 +50,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What nobody tells us of is looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// Who is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Claims become volumes, and released volumes go.
+    Provisioner,
+    /// Volumes are published to nodes, and taken back.
+    Attacher,
+    /// Volumes grow with their claims.
+    Resizer,
+}
+
+impl Part {
+    /// The whole cast.
+    pub const ALL: [Self; 3] = [Self::Provisioner, Self::Attacher, Self::Resizer];
+}
+
 /// The players, at work. Dropping it stops them where they are, as a killed pod would.
 #[derive(Debug)]
 pub struct Player {
@@ -58,10 +73,16 @@ pub struct Player {
 }
 
 impl Player {
-    /// Begins to play for the driver of `controller`, in the cluster of `client`; what fails is written to `log`.
-    pub async fn start(client: Client, controller: &CsiController, log: &Path) -> Result<Self> {
-        let driver = controller.identity()?.get_plugin_info(GetPluginInfoRequest {}).await?.into_inner().name;
-        let mut csi = controller.client()?;
+    /// Begins to play for the driver behind `socket`, in the cluster of `client`; what fails is written to `log`.
+    pub async fn start(
+        client: Client,
+        socket: Channel,
+        parts: &[Part],
+        log: Box<dyn Write + Send>,
+    ) -> Result<Self> {
+        let mut identity = IdentityClient::new(socket.clone());
+        let driver = identity.get_plugin_info(GetPluginInfoRequest {}).await?.into_inner().name;
+        let mut csi = ControllerClient::new(socket);
         let offered =
             csi.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await?.into_inner();
         let offered: Vec<Rpc> = offered
@@ -71,28 +92,49 @@ impl Player {
                 Offer::Rpc(rpc) => Some(rpc.r#type()),
             })
             .collect();
-        let log = OpenOptions::new().create(true).append(true).open(log);
         let stage = Arc::new(Stage {
             client,
             csi,
             driver,
             multi_writer: offered.contains(&Rpc::SingleNodeMultiWriter),
-            expands: offered.contains(&Rpc::ExpandVolume),
-            log: Mutex::new(log.context("open the log of the players")?),
+            log: Mutex::new(log),
         });
         let claims: Api<PersistentVolumeClaim> = Api::all(stage.client.clone());
         let volumes: Api<PersistentVolume> = Api::all(stage.client.clone());
         let attachments: Api<VolumeAttachment> = Api::all(stage.client.clone());
-        let mut tasks = vec![
-            tokio::spawn(play(claims.clone(), stage.clone(), provision::claim)),
-            tokio::spawn(play(volumes, stage.clone(), provision::volume)),
-            tokio::spawn(play(attachments, stage.clone(), attach::attachment)),
-        ];
-        if stage.expands {
-            tasks.push(tokio::spawn(play(claims, stage, resize::claim)));
+        let mut player = Self { tasks: Vec::new() };
+        for part in parts {
+            match part {
+                Part::Provisioner => player.tasks.extend([
+                    tokio::spawn(play(claims.clone(), stage.clone(), provision::claim)),
+                    tokio::spawn(play(volumes.clone(), stage.clone(), provision::volume)),
+                ]),
+                Part::Attacher => {
+                    player.tasks.push(tokio::spawn(play(
+                        attachments.clone(),
+                        stage.clone(),
+                        attach::attachment,
+                    )));
+                }
+                Part::Resizer if offered.contains(&Rpc::ExpandVolume) => {
+                    player.tasks.push(tokio::spawn(play(claims.clone(), stage.clone(), resize::claim)));
+                }
+                Part::Resizer => {}
+            }
         }
-        Ok(Self { tasks })
+        Ok(player)
     }
+
+    /// Waits until one of them ends, which none does by itself.
+    pub async fn ended(mut self) -> Result<()> {
+        futures::future::select_all(&mut self.tasks).await.0.context("a player ended")
+    }
+}
+
+/// A log in a file, which may have begun earlier.
+pub fn log_file(path: &Path) -> Result<Box<dyn Write + Send>> {
+    let log = OpenOptions::new().create(true).append(true).open(path);
+    Ok(Box::new(log.context("open the log of the players")?))
 }
 
 impl Drop for Player {
@@ -110,8 +152,7 @@ struct Stage {
     driver: String,
     /// The driver tells one writer on a node from several.
     multi_writer: bool,
-    expands: bool,
-    log: Mutex<File>,
+    log: Mutex<Box<dyn Write + Send>>,
 }
 
 /// Works on each object of a kind whenever it changes.

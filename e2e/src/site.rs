@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Operators, csi-controller's players and the pods' programs have the rights that the chart gives their accounts, and no
-//! others. What the chart would run as Deployments and as engines runs as processes: their pods find no node.
+//! others. What the chart would run as Deployments and as engines runs as processes: their pods find no node. In
+//! [`InPods`] all of it is pods.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,25 +18,29 @@ use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::helm::{Helm, chart};
-use crate::images;
+use crate::images::{self, Besides};
 use crate::kubeconfig::Secret;
 use crate::kubectl::Kubectl;
-use crate::kubernetes::{self, Controllers, KubernetesNode};
+use crate::kubernetes::{self, Controllers, KubernetesNode, NodeOptions, Services};
 use crate::lab::{CsiController, HaClusterNode, Lab, NAMESPACE, OperatorNode, Parts, Relay, Service};
 use crate::netns::HUB_ADDRESS;
 use crate::place::Place;
-use crate::player::Player;
+use crate::player::{Part, Player, log_file};
 use crate::steps::step;
 use crate::wait::wait_patiently;
 
+mod in_pods;
 pub mod killing;
 pub mod workload;
+
+pub use in_pods::InPods;
 
 /// Of the chart; what it makes is called `mayastor-…`.
 const RELEASE: &str = "mayastor";
 /// Where the chart's programs look for REST and for the cluster agents.
 const REST_PORT: u16 = 8081;
 const HA_CLUSTER_PORT: u16 = 50_052;
+const MEMORY_MIB: u32 = 1280;
 /// Pods of the chart on a node that just came up.
 const PODS_LIMIT: Duration = Duration::from_secs(240);
 const DRIVER: &str = "io.openebs.csi-mayastor";
@@ -81,7 +86,7 @@ impl Site {
         .await?;
         let mut lab = Lab::prepare(name, parts).await?;
         let archives = step("images of csi-node and ha-node", async {
-            images::make(&lab.run.path().join("images"), &["csi-node", "ha-node"], true).await
+            images::make(&lab.run.path().join("images"), &["csi-node", "ha-node"], Besides::Lab).await
         })
         .await?;
         let place = Place::at(HUB_ADDRESS.into());
@@ -114,7 +119,9 @@ impl Site {
         let nodes = step(&format!("{nodes} Kubernetes nodes"), async {
             let kubectl = lab.kubernetes()?.kubectl();
             try_join_all((1..=nodes).map(|number| {
-                KubernetesNode::start(&lab.processes, &lab.net, lab.run.path(), number, &archives, kubectl)
+                let (images, services) = (archives.clone(), Services::Relayed);
+                let options = NodeOptions { number, memory_mib: MEMORY_MIB, images, services };
+                KubernetesNode::start(&lab.processes, &lab.net, lab.run.path(), options, kubectl)
             }))
             .await
         })
@@ -131,7 +138,8 @@ impl Site {
         self.player = None;
         let client = crate::cluster::client(self.accounts.1.path()).await?;
         let log = self.lab.processes.log_dir().join("player.log");
-        self.player = Some(Player::start(client, &self.controller, &log).await?);
+        self.player =
+            Some(Player::start(client, self.controller.channel()?, &Part::ALL, log_file(&log)?).await?);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::helm::Helm;
-use e2e::images::{COMPONENTS, make};
+use e2e::images::{Besides, COMPONENTS, make};
 use e2e::run_dir::RunDir;
 use e2e::steps::step;
 use serde_json::{Value, json};
@@ -87,7 +87,8 @@ async fn chart_runs() -> Result<BTreeMap<String, BTreeSet<i64>>> {
 async fn images_are_what_the_chart_runs() -> Result<()> {
     let run = RunDir::new("images")?;
     let archives =
-        step("make them", async { make(&run.path().join("archives"), COMPONENTS, false).await }).await?;
+        step("make them", async { make(&run.path().join("archives"), COMPONENTS, Besides::Nothing).await })
+            .await?;
     let runs = step("render the chart", chart_runs()).await?;
     let ours: BTreeSet<_> =
         runs.keys().filter(|image| image.starts_with("localhost/mayastor/")).cloned().collect();

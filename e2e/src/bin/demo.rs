@@ -15,7 +15,7 @@ use e2e::lab::volumes::node_number;
 use e2e::lab::{CsiController, Lab, NAMESPACE, Parts};
 use e2e::netns::HUB_ADDRESS;
 use e2e::place::Place;
-use e2e::player::Player;
+use e2e::player::{Part, Player, log_file};
 use e2e::vm::{BootOptions, GuestIo};
 use e2e::wait::wait_until;
 use engine_api::RebuildState;
@@ -158,7 +158,9 @@ async fn a_claim_is_bound(lab: &Lab) -> Result<()> {
         let controllers = Controllers::start(&lab.processes, &own.server, &Place::at(HUB_ADDRESS.into()))?;
         let controller = CsiController::start(&lab.processes, lab.run.path(), &rest).await?;
         let log = lab.processes.log_dir().join("player.log");
-        let player = Player::start(cluster.client().await?, &controller, &log).await?;
+        let player =
+            Player::start(cluster.client().await?, controller.channel()?, &Part::ALL, log_file(&log)?)
+                .await?;
         Ok((player, controller, controllers))
     })
     .await?;

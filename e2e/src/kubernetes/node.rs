@@ -1,5 +1,6 @@
 //! A real node: kubelet and containerd in a virtual machine.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::pod_subnet;
 use crate::kubectl::Kubectl;
-use crate::netns::{HUB_ADDRESS, Net};
+use crate::netns::{HUB_ADDRESS, Net, Peer};
 use crate::process::Processes;
 use crate::setup;
 use crate::vm::{BootOptions, LinuxHost};
@@ -18,40 +20,62 @@ use crate::wait::wait_patiently;
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(120);
 const IMPORT_LIMIT: Duration = Duration::from_secs(240);
 const READY_LIMIT: Duration = Duration::from_secs(240);
-const MEMORY_MIB: u32 = 1280;
-/// What Services are to pods here: names in the node's /etc/hosts, which pods on its network see, of relays in the hub.
-const SERVICES: [&str; 2] = ["mayastor-operator.mayastor.svc", "mayastor-ha-cluster.mayastor.svc"];
+/// All of them.
+const PODS: &str = "10.244.0.0/16";
+/// Names of the relays in the hub.
+const RELAYED: [&str; 2] = ["mayastor-operator.mayastor.svc", "mayastor-ha-cluster.mayastor.svc"];
+
+/// What Services are to pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Services {
+    /// Names in the node's /etc/hosts, which pods on its network see, of relays in the hub.
+    Relayed,
+    /// As on any cluster, of so many nodes: addresses by kube-proxy, names by DNS, and every pod reaches every other.
+    Real { nodes: u8 },
+}
+
+/// What a node is made of.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The host's number, from 1.
+    pub number: u8,
+    pub memory_mib: u32,
+    /// Image archives to have on board.
+    pub images: Vec<PathBuf>,
+    pub services: Services,
+}
 
 /// A node; its machine may be down. The disk outlives a power cut, as disks do.
 pub struct KubernetesNode {
     /// The machine.
     pub host: LinuxHost,
+    services: Services,
     kubectl: Kubectl,
 }
 
 impl KubernetesNode {
-    /// Boots the machine of host `number` with the image archives on board, and returns when Kubernetes calls it ready.
+    /// Boots the machine, and returns when Kubernetes calls it ready.
     pub async fn start(
         processes: &Processes,
         net: &Net,
         folder: &Path,
-        number: u8,
-        images: &[PathBuf],
+        options: NodeOptions,
         kubectl: &Kubectl,
     ) -> Result<Self> {
+        let NodeOptions { number, memory_mib, images, services } = options;
         let parts = parts()?;
         let (root, payload) =
             (root_disk(&parts, folder, number)?, folder.join(format!("host{number}.payload")));
         let mut pack = Command::new("tar");
         pack.args(["--format=ustar", "-cf"]).arg(&payload);
-        for image in images {
+        for image in &images {
             let parent = image.parent().context("an image is in a folder")?;
             pack.arg("-C").arg(parent).arg(image.file_name().context("an image has a name")?);
         }
         run(pack)?;
         let options = BootOptions {
             number,
-            memory_mib: MEMORY_MIB,
+            memory_mib,
             // With two, this kernel stumbles now and then over code that it changes while the other runs it: the
             // emulation may keep the old one.
             cpus: 1,
@@ -60,8 +84,9 @@ impl KubernetesNode {
             ..BootOptions::default()
         };
         let host = LinuxHost::boot(processes, net, &options).await?;
-        let node = Self { host, kubectl: kubectl.clone() };
+        let node = Self { host, services, kubectl: kubectl.clone() };
         node.furnish(number).await?;
+        node.start_network().await?;
         node.start_containerd().await?;
         node.import_images().await?;
         node.start_kubelet().await?;
@@ -82,6 +107,7 @@ impl KubernetesNode {
     /// Boots it again, with the disk as it was, and returns when Kubernetes calls it ready.
     pub async fn power_on(&mut self, processes: &Processes, net: &Net) -> Result<()> {
         self.host.power_on(processes, net).await?;
+        self.start_network().await?;
         self.start_containerd().await?;
         self.start_kubelet().await?;
         self.wait_ready().await
@@ -105,21 +131,42 @@ impl KubernetesNode {
         let kubeconfig = fs::read(self.kubectl.kubeconfig()).context("read the kubeconfig")?;
         self.host.sh("umask 077; mkdir -p /etc/kubernetes").await?;
         self.host.put("/etc/kubernetes/kubeconfig", &kubeconfig).await?;
+        let subnet = pod_subnet(number);
         let bridge = format!(
             r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
                 {{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam":
-                    {{"type": "host-local", "ranges": [[{{"subnet": "10.244.{number}.0/24"}}]],
+                    {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}"}}]],
                       "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}"#
         );
         self.host.put("/etc/cni/net.d/10-pods.conflist", bridge.as_bytes()).await?;
-        let names = SERVICES.join(" ");
-        // node-init writes the file anew at every boot, and adds this one.
-        self.host.put("/etc/hosts.services", format!("{HUB_ADDRESS} {names}\n").as_bytes()).await?;
         Ok(())
     }
 
+    /// Pods of this node find others and Services. Nothing of it outlives a boot.
+    async fn start_network(&self) -> Result<()> {
+        let script = match self.services {
+            Services::Relayed => format!("echo {HUB_ADDRESS} {} >>/etc/hosts", RELAYED.join(" ")),
+            Services::Real { nodes } => {
+                // Without a default route nothing is sent to an address of a Service, which kube-proxy would translate.
+                let mut script = format!("ip route replace default via {HUB_ADDRESS}\n");
+                for peer in (1..=nodes).filter(|number| Peer::Host(*number) != self.host.peer()) {
+                    let (subnet, via) = (pod_subnet(peer), Peer::Host(peer).address());
+                    writeln!(script, "ip route replace {subnet} via {via}")?;
+                }
+                writeln!(
+                    script,
+                    "kube-proxy --kubeconfig=/etc/kubernetes/kubeconfig --hostname-override={} --proxy-mode=iptables \
+                     --cluster-cidr={PODS} --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
+                     --conntrack-tcp-timeout-close-wait=0 >>/var/log/kube-proxy.log 2>&1 </dev/null &",
+                    self.name()
+                )?;
+                script
+            }
+        };
+        self.host.sh(&script).await.map(drop)
+    }
+
     async fn start_containerd(&self) -> Result<()> {
-        self.host.sh("cat /etc/hosts.services >>/etc/hosts").await?;
         self.host.sh("containerd >>/var/log/containerd.log 2>&1 </dev/null &").await?;
         let what = format!("containerd on {}", self.name());
         let ready = wait_patiently(CONTAINERD_LIMIT, &what, || async {
@@ -143,12 +190,16 @@ impl KubernetesNode {
 
     async fn start_kubelet(&self) -> Result<()> {
         let (name, address) = (self.name(), self.host.peer().address());
+        let dns = match self.services {
+            Services::Relayed => String::new(),
+            Services::Real { .. } => format!("--cluster-dns={HUB_ADDRESS} --cluster-domain=cluster.local"),
+        };
         let script = format!(
             "kubelet --kubeconfig=/etc/kubernetes/kubeconfig --container-runtime=remote \
              --container-runtime-endpoint=unix:///run/containerd/containerd.sock --hostname-override={name} \
              --node-ip={address} --cgroup-driver=cgroupfs --fail-swap-on=false --anonymous-auth=true \
              --authorization-mode=AlwaysAllow --eviction-hard= --resolv-conf=/dev/null \
-             --node-status-update-frequency=2s --image-gc-high-threshold=100 \
+             --node-status-update-frequency=2s --image-gc-high-threshold=100 {dns} \
              >>/var/log/kubelet.log 2>&1 </dev/null &"
         );
         self.host.sh(&script).await.map(drop)

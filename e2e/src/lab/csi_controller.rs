@@ -52,7 +52,8 @@ impl CsiController {
         Ok(ControllerClient::new(self.channel()?))
     }
 
-    fn channel(&self) -> Result<Channel> {
+    /// A connection to its socket.
+    pub fn channel(&self) -> Result<Channel> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket.display()))
             .with_context(|| format!("{} as a socket", self.socket.display()))?;
         Ok(endpoint.connect_lazy())

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use control_api::Client as Rest;
 use serde_json::{Value, json};
 
-use super::Site;
+use super::{DRIVER, Site};
+use crate::kubectl::Kubectl;
 use crate::wait::wait_patiently;
 
 /// Pods take their time on an emulated processor; kubelet of 1.20 collects what is left of one once a minute.
@@ -54,6 +56,36 @@ pub const VERIFY: &str = "sha256sum -c /data/sum";
 pub const WRITE_OR_VERIFY: &str = "if [ -e /data/sum ]; then sha256sum -c /data/sum; else \
      dd if=/dev/urandom of=/data/file bs=1M count=4; sha256sum /data/file >/data/sum; sync; fi";
 
+/// Waits until a claim is bound; returns the name of its PersistentVolume.
+pub(super) async fn wait_bound(kubectl: &Kubectl, name: &str) -> Result<String> {
+    wait_patiently(BOUND_LIMIT, "the claim to be bound", || async {
+        let found = kubectl.get(&["pvc", name]).await?;
+        ensure!(found["status"]["phase"] == "Bound", "{}", found["status"]);
+        Ok(found["spec"]["volumeName"].as_str().context("the name of its volume")?.to_owned())
+    })
+    .await
+}
+
+/// Deletes all claims, and waits until volumes and replicas are gone from Kubernetes, the registry and the pools.
+pub(super) async fn delete_claims(kubectl: &Kubectl, rest: &Rest) -> Result<()> {
+    kubectl.run(&["delete", "pvc", "--all", "--wait=false"]).await?;
+    wait_patiently(POD_LIMIT, "nothing to be left of the claims", || async {
+        let left = kubectl.run(&["get", "pvc", "--ignore-not-found", "-o", "name"]).await?;
+        ensure!(left.trim().is_empty(), "{left}");
+        let found = kubectl.get(&["pv"]).await?;
+        let mut left = found["items"].as_array().into_iter().flatten();
+        let ours = left.find(|volume| volume["spec"]["csi"]["driver"] == DRIVER);
+        ensure!(ours.is_none(), "{ours:?}");
+        let volumes = rest.volumes().await?.entries;
+        ensure!(volumes.is_empty(), "{volumes:?}");
+        let pools = rest.pools().await?;
+        let used: u64 = pools.iter().filter_map(|pool| pool.state.as_ref()).map(|state| state.used).sum();
+        ensure!(used == 0, "{used} bytes in the pools");
+        Ok(())
+    })
+    .await
+}
+
 impl Site {
     /// Applies a claim, and returns the name of its PersistentVolume when it is bound.
     pub async fn bind(&self, name: &str, class: &str, size: &str) -> Result<String> {
@@ -63,13 +95,7 @@ impl Site {
 
     /// Waits until a claim is bound; returns the name of its PersistentVolume.
     pub async fn wait_bound(&self, name: &str) -> Result<String> {
-        let bound = wait_patiently(BOUND_LIMIT, "the claim to be bound", || async {
-            let found = self.kubectl()?.get(&["pvc", name]).await?;
-            ensure!(found["status"]["phase"] == "Bound", "{}", found["status"]);
-            Ok(found["spec"]["volumeName"].as_str().context("the name of its volume")?.to_owned())
-        })
-        .await;
-        bound.with_context(|| self.player_log())
+        wait_bound(self.kubectl()?, name).await.with_context(|| self.player_log())
     }
 
     /// Applies a pod, and waits until it is ready.
@@ -120,20 +146,7 @@ impl Site {
 
     /// Deletes all claims, and waits until volumes and replicas are gone from Kubernetes, the registry and the pools.
     pub async fn delete_claims(&self) -> Result<()> {
-        self.kubectl()?.run(&["delete", "pvc", "--all", "--wait=false"]).await?;
-        let rest = self.rest().await?;
-        let gone = wait_patiently(POD_LIMIT, "nothing to be left of the claims", || async {
-            let left = self.kubectl()?.run(&["get", "pvc,pv", "--ignore-not-found", "-o", "name"]).await?;
-            ensure!(left.trim().is_empty(), "{left}");
-            let volumes = rest.volumes().await?.entries;
-            ensure!(volumes.is_empty(), "{volumes:?}");
-            let pools = rest.pools().await?;
-            let used: u64 = pools.iter().filter_map(|pool| pool.state.as_ref()).map(|state| state.used).sum();
-            ensure!(used == 0, "{used} bytes in the pools");
-            Ok(())
-        })
-        .await;
-        gone.with_context(|| self.player_log())
+        delete_claims(self.kubectl()?, &self.rest().await?).await.with_context(|| self.player_log())
     }
 
     /// Waits until a node's kernel is connected to no volume.

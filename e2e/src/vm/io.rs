@@ -36,6 +36,11 @@ impl LinuxHost {
         Ok(io)
     }
 
+    /// A load that a pod of this node runs, with the node's /run as its own.
+    pub fn io_of_pod(&self, options: &IoOptions) -> GuestIo<'_> {
+        GuestIo { host: self, options: options.clone() }
+    }
+
     /// Reads everything that a load with `state` wrote, and checks it.
     pub async fn check_io(&self, options: &IoOptions) -> Result<Summary> {
         let options = IoOptions { check: true, ..options.clone() };
@@ -55,7 +60,12 @@ impl Summary {
 impl GuestIo<'_> {
     /// Waits until a good number of operations more went through; an error where one failed.
     pub async fn goes_on(&self) -> Result<Summary> {
-        let summary = self.wait_operations(OPERATIONS).await?;
+        self.goes_on_within(SCRIPT_DEADLINE).await
+    }
+
+    /// The same, with a limit for what holds I/O longer.
+    pub async fn goes_on_within(&self, limit: Duration) -> Result<Summary> {
+        let summary = self.wait_operations_within(limit, OPERATIONS).await?;
         summary.check()?;
         Ok(summary)
     }
@@ -78,20 +88,20 @@ impl GuestIo<'_> {
 
     /// Waits until so many more operations went through.
     pub async fn wait_operations(&self, more: u64) -> Result<Summary> {
+        self.wait_operations_within(SCRIPT_DEADLINE, more).await
+    }
+
+    async fn wait_operations_within(&self, limit: Duration, more: u64) -> Result<Summary> {
         let before = match self.progress().await {
             Ok(summary) => summary.operations(),
             // It has not written its first progress yet.
             Err(_) => 0,
         };
-        wait_until(
-            SCRIPT_DEADLINE,
-            &format!("{more} more operations of load {}", self.options.name),
-            || async {
-                let summary = self.progress().await?;
-                ensure!(summary.operations() >= before + more, "{before} before, then {summary:?}");
-                Ok(summary)
-            },
-        )
+        wait_until(limit, &format!("{more} more operations of load {}", self.options.name), || async {
+            let summary = self.progress().await?;
+            ensure!(summary.operations() >= before + more, "{before} before, then {summary:?}");
+            Ok(summary)
+        })
         .await
     }
 
