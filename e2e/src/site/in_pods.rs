@@ -104,12 +104,16 @@ impl InPods {
         Ok(site)
     }
 
-    /// As charts/mayastor/README.md says: a volume for etcd, labels, and the chart.
+    /// As charts/mayastor/README.md says: a volume for etcd, the engines' seccomp profile, labels, and the chart.
     async fn install(&self) -> Result<()> {
         // No default StorageClass here: an admin gives etcd's member a folder of a node.
         self.nodes[0].host.sh(&format!("mkdir -p {ETCD_FOLDER}")).await?;
         self.kubectl().apply(&etcd_volume(self.nodes[0].name()).to_string()).await?;
+        let profile =
+            std::fs::read(chart().join("files/seccomp/io-engine.json")).context("read the profile")?;
         for node in &self.nodes {
+            node.host.sh("mkdir -p /var/lib/kubelet/seccomp/profiles").await?;
+            node.host.put("/var/lib/kubelet/seccomp/profiles/io-engine.json", &profile).await?;
             self.kubectl().run(&["label", "node", node.name(), "openebs.io/engine=mayastor"]).await?;
         }
         let begun = Instant::now();
@@ -120,6 +124,8 @@ impl InPods {
                 "ha": { "cluster": { "leaseTtl": "15s" } },
             },
             "etcd": { "replicaCount": 1 },
+            // The narrower one of the two ways.
+            "io_engine": { "seccompProfile": { "type": "Localhost", "localhostProfile": "profiles/io-engine.json" } },
         });
         self.helm.run("install", json!({ "chart": chart(), "values": values })).await?;
         println!("    installed after {} s", begun.elapsed().as_secs());
