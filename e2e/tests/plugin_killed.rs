@@ -55,11 +55,14 @@ async fn there(site: &Site) -> Result<()> {
         for moment in [Moment::Connecting, Moment::Formatting, Moment::Mounted, Moment::Published] {
             kill_at(node, moment).await?;
             if moment == Moment::Formatting {
-                let holds = node
-                    .host
-                    .sh("blkid --probe --output value --match-tag TYPE /dev/nvme0n1 || true")
-                    .await?;
-                println!("    what is left of mkfs is taken for: {:?}", holds.trim());
+                // Byte 126 of an XFS says whether its making is not done.
+                let left = "blkid --probe --output value --match-tag TYPE /dev/nvme0n1 || true; \
+                            dd if=/dev/nvme0n1 bs=1 skip=126 count=1 2>/dev/null | od -An -tu1";
+                let left = node.host.sh(left).await?;
+                println!(
+                    "    what mkfs left: {}",
+                    left.split_whitespace().collect::<Vec<_>>().join(", unfinished: ")
+                );
             }
         }
         Ok(())

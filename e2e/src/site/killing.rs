@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(420);
 pub enum Moment {
     /// The kernel has a controller, and has not answered yet.
     Connecting,
-    /// mkfs runs.
+    /// mkfs has begun to write.
     Formatting,
     /// The file system is mounted for the node.
     Mounted,
@@ -31,10 +31,12 @@ impl Moment {
     fn condition(self) -> &'static str {
         match self {
             Self::Connecting => "set -- /sys/class/nvme/nvme*; [ -e $1/state ]",
+            // After ten writes the superblock is there, and most of the rest is not.
             Self::Formatting => {
-                "found=; for file in /proc/[0-9]*/comm; do \
-                 if read -r name 2>/dev/null <$file; then case $name in mkfs.*) found=$name ;; esac; fi; \
-                 done; [ -n \"$found\" ]"
+                "written=0; for file in /proc/[0-9]*/comm; do \
+                 if read -r name 2>/dev/null <$file; then case $name in mkfs.*) \
+                 while read -r key value; do case $key in syscw:) written=$value ;; esac; done \
+                 2>/dev/null <${file%comm}io ;; esac; fi; done; [ $written -ge 10 ]"
             }
             Self::Mounted => "is_mounted '*/globalmount'",
             Self::Published => "is_mounted '*/pods/*/mount'",
