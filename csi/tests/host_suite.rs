@@ -28,6 +28,7 @@ macro_rules! suite {
 
 suite!(
     a_controller_is_found_among_others_as_it_is_in_the_list_of_all,
+    a_controller_that_was_seen_being_made_is_found_later,
     a_second_path_joins_the_head_of_the_first,
     a_connect_to_the_same_address_says_that_it_is_connected,
     a_refused_connect_leaves_nothing,

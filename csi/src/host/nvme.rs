@@ -75,9 +75,12 @@ pub struct SysfsNvme {
 struct Known {
     /// Its `state`, open.
     state: File,
-    /// Of its subsystem.
-    nqn: String,
+    /// Of its subsystem, once it has one.
+    nqn: Option<String>,
 }
+
+/// NVMe Base Specification 2.0, section 4.5.
+const NQN_PREFIX: &str = "nqn.";
 
 impl SysfsNvme {
     /// That of this machine, whose `/dev` and `/sys` are in `root` (`/`, but for containers that see it elsewhere).
@@ -124,7 +127,7 @@ impl SysfsNvme {
     }
 
     /// Asks something of what is known of a controller over fabrics.
-    fn with_known<T>(&self, id: &ControllerId, ask: impl FnOnce(&Known) -> Option<T>) -> Option<T> {
+    fn with_known<T>(&self, id: &ControllerId, ask: impl FnOnce(&mut Known) -> Option<T>) -> Option<T> {
         let mut known = lock(&self.known);
         if !known.contains_key(id) {
             let directory = self.directory(&id.name);
@@ -132,9 +135,20 @@ impl SysfsNvme {
                 return None;
             }
             let state = File::open(directory.join("state")).ok()?;
-            known.insert(id.clone(), Known { state, nqn: read(&directory, "subsysnqn")? });
+            known.insert(id.clone(), Known { state, nqn: None });
         }
-        ask(known.get(id)?)
+        ask(known.get_mut(id)?)
+    }
+
+    /// The subsystem of a controller; none while it is being made. The kernel shows something even then, "(efault)".
+    fn nqn(&self, id: &ControllerId) -> Option<String> {
+        self.with_known(id, |known| {
+            if known.nqn.is_none() {
+                let shown = read(&self.directory(&id.name), "subsysnqn");
+                known.nqn = shown.filter(|nqn| nqn.starts_with(NQN_PREFIX));
+            }
+            known.nqn.clone()
+        })
     }
 
     fn state(&self, id: &ControllerId) -> Option<ControllerState> {
@@ -162,7 +176,7 @@ impl SysfsNvme {
         paths.sort_by(|one, other| one.name.cmp(&other.name));
         Some(Controller {
             state,
-            nqn: self.with_known(&id, |known| Some(known.nqn.clone()))?,
+            nqn: self.nqn(&id).unwrap_or_default(),
             host_nqn: read(&directory, "hostnqn"),
             address: read(&directory, "address").and_then(|text| parse_address(&text)),
             cntlid: read(&directory, "cntlid")?.parse().ok()?,
@@ -215,7 +229,7 @@ impl Nvme for SysfsNvme {
     }
 
     fn controllers_of(&self, nqn: &str) -> Result<Vec<Controller>, HostError> {
-        let is_of = |id: &ControllerId| self.with_known(id, |known| Some(known.nqn == nqn)) == Some(true);
+        let is_of = |id: &ControllerId| self.nqn(id).as_deref() == Some(nqn);
         let ids = self.list_and_forget()?.into_iter().filter(is_of);
         Ok(ids.filter_map(|id| self.show(id)).collect())
     }

@@ -128,6 +128,23 @@ pub fn a_controller_is_found_among_others_as_it_is_in_the_list_of_all(subject: &
     assert_eq!(host.controllers_of(NQN).expect("lists"), host.controllers().expect("lists"));
 }
 
+/// Somebody looks while a controller is being made, when the kernel does not know yet whose it is.
+pub fn a_controller_that_was_seen_being_made_is_found_later(subject: &dyn Subject) {
+    serve(subject, FIRST, AnaState::Optimized, 1);
+    subject.change(&mut |kernel| {
+        kernel.connect(NQN, at(FIRST), "nqn.2019-05.io.openebs:node-name:node-1").expect("connects");
+        kernel.set_state(at(FIRST), ControllerState::New);
+    });
+    let host = subject.host();
+    assert_eq!(host.states().expect("looks").len(), 1);
+    assert_eq!(host.controllers().expect("lists").len(), 1);
+    host.controllers_of(NQN).expect("lists");
+    subject.change(&mut |kernel| kernel.set_state(at(FIRST), ControllerState::Live));
+    let found = host.controllers_of(NQN).expect("lists");
+    assert_eq!(found.iter().map(|it| it.nqn.as_str()).collect::<Vec<_>>(), [NQN]);
+    assert_eq!(host.controllers().expect("lists"), found);
+}
+
 /// The kernel refuses a second controller to the same address; that it is there is what the caller wanted.
 pub fn a_connect_to_the_same_address_says_that_it_is_connected(subject: &dyn Subject) {
     serve(subject, FIRST, AnaState::Optimized, 1);

@@ -94,7 +94,6 @@ impl Tree {
             let host = controller.host_nqn.clone().unwrap_or_default();
             for (attribute, value) in [
                 ("transport", "tcp\n".to_owned()),
-                ("subsysnqn", format!("{}\n", controller.nqn)),
                 ("hostnqn", format!("{host}\n")),
                 ("address", format!("{shown}\n")),
                 ("cntlid", format!("{}\n", controller.cntlid)),
@@ -104,6 +103,16 @@ impl Tree {
             }
             write_state(&draft, controller.state)?;
             fs::rename(draft, &directory)?;
+        }
+        // It has no subsystem yet, and the kernel does not look.
+        let is_being_made = controller.state == ControllerState::New;
+        let nqn = if is_being_made { "(efault)" } else { &controller.nqn };
+        let (file, nqn) = (directory.join("subsysnqn"), format!("{nqn}\n"));
+        // Whoever reads meanwhile finds one or the other.
+        if fs::read_to_string(&file).ok().as_deref() != Some(nqn.as_str()) {
+            let draft = self.root().join("gone").join("nqn");
+            fs::write(&draft, nqn)?;
+            fs::rename(draft, file)?;
         }
         write_state(&directory, controller.state)?;
         for path in &controller.paths {
