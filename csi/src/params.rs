@@ -216,17 +216,11 @@ fn keys((name, value): Named<'_>) -> Result<Vec<String>, ParamError> {
 fn topology(given: &HashMap<String, String>) -> Result<Topology, ParamError> {
     let get = |name: &'static str| given.get(name).map(|value| (name, value.as_str()));
     let without_value = |keys: Vec<String>| keys.into_iter().map(|key| (key, String::new()));
-    if let Some((name, value)) = get("poolAffinityTopologyKey") {
-        return bad(
-            name,
-            value,
-            "offered in this version: use poolAffinityTopologyLabel, or nodeAffinityTopologyKey",
-        );
-    }
     let mut pool = LabelledTopology::default();
     pool.inclusion.extend(get("poolAffinityTopologyLabel").map(labels).transpose()?.unwrap_or_default());
     pool.inclusion
         .extend(without_value(get("poolHasTopologyKey").map(keys).transpose()?.unwrap_or_default()));
+    pool.affinitykey = get("poolAffinityTopologyKey").map(keys).transpose()?.unwrap_or_default();
     let mut node = LabelledTopology::default();
     node.inclusion.extend(get("nodeAffinityTopologyLabel").map(labels).transpose()?.unwrap_or_default());
     node.inclusion
@@ -272,6 +266,7 @@ mod tests {
             ("maxSnapshots", "5"),
             ("poolAffinityTopologyLabel", "disk: ssd\nclass: hot\n"),
             ("poolHasTopologyKey", "rack\n"),
+            ("poolAffinityTopologyKey", "row"),
             ("nodeAffinityTopologyLabel", "zone: a"),
             ("nodeHasTopologyKey", "kind"),
             ("nodeSpreadTopologyKey", "rack\nrow"),
@@ -292,6 +287,7 @@ mod tests {
         let map = |pairs: &[(&str, &str)]| given(pairs).into_iter().collect::<BTreeMap<_, _>>();
         let pool = LabelledTopology {
             inclusion: map(&[("disk", "ssd"), ("class", "hot"), ("rack", "")]),
+            affinitykey: vec!["row".to_owned()],
             ..LabelledTopology::default()
         };
         assert_eq!(params.topology.pool_topology, Some(PoolTopology::Labelled(pool)));
@@ -319,7 +315,7 @@ mod tests {
             ("nvmeNrIoQueues", "-1"),
             ("stsAffinityGroup", "true"),
             ("poolAffinityTopologyLabel", "ssd"),
-            ("poolAffinityTopologyKey", "zone"),
+            ("poolAffinityTopologyKey", "zone: a"),
             ("nodeHasTopologyKey", "a: b"),
         ] {
             let error = Params::parse(&given(&[(name, value)])).expect_err(name).to_string();

@@ -170,7 +170,7 @@ impl Plane {
                 }
                 Change::Replicas(count) => volumes.set_replica_count(id, count).await.map(drop),
                 Change::Topology(topology) => {
-                    volumes.set_topology(id, volume::topology_from(topology.as_ref())?).await.map(drop)
+                    volumes.set_topology(id, volume::topology_from(topology.as_ref())).await.map(drop)
                 }
                 Change::Policy(policy) => {
                     volumes.set_policy(id, volume::policy_from(&policy)?).await.map(drop)

@@ -36,7 +36,7 @@ pub(super) fn create_from(origin: Origin, spec: &VolumeCrSpec) -> Result<CreateV
         replicas: spec.replicas,
         thin: spec.thin,
         policy: policy_from(&spec.policy)?,
-        topology: topology_from(spec.topology.as_ref())?,
+        topology: topology_from(spec.topology.as_ref()),
         labels: BTreeMap::new(),
     })
 }
@@ -69,9 +69,9 @@ fn hosts_to(hosts: &HostAcl) -> Vec<String> {
     }
 }
 
-pub(super) fn topology_from(topology: Option<&CrTopology>) -> Result<Topology> {
+pub(super) fn topology_from(topology: Option<&CrTopology>) -> Topology {
     let mut wanted = Topology::default();
-    let Some(topology) = topology else { return Ok(wanted) };
+    let Some(topology) = topology else { return wanted };
     let labels = |matched: &BTreeMap<String, String>, keys: &[String]| {
         let mut labels = matched.clone();
         labels.extend(keys.iter().map(|key| (key.clone(), String::new())));
@@ -85,13 +85,11 @@ pub(super) fn topology_from(topology: Option<&CrTopology>) -> Result<Topology> {
         wanted.preferred_nodes = nodes.preferred.iter().cloned().collect();
     }
     if let Some(pools) = &topology.pools {
-        if !pools.affinity_keys.is_empty() || !pools.spread_keys.is_empty() {
-            let text = "replicas cannot be spread or gathered by labels of pools yet: use labels of nodes";
-            return Err(ServiceError::new(ErrorKind::Unimplemented, text));
-        }
         wanted.pool_labels = labels(&pools.match_labels, &pools.has_keys);
+        wanted.pool_affinity = pools.affinity_keys.iter().cloned().collect();
+        wanted.pool_spread = pools.spread_keys.iter().cloned().collect();
     }
-    Ok(wanted)
+    wanted
 }
 
 /// The topology of a volume that no resource asked for.
@@ -115,12 +113,16 @@ fn topology_to(topology: &Topology) -> Option<CrTopology> {
         allowed: list(&topology.allowed_nodes),
         preferred: list(&topology.preferred_nodes),
     };
-    let pools = (!topology.pool_labels.is_empty()).then(|| PoolSelection {
+    let pools = PoolSelection {
         match_labels: matched(&topology.pool_labels),
         has_keys: keys(&topology.pool_labels),
-        ..PoolSelection::default()
-    });
-    Some(CrTopology { nodes: (nodes != NodeTopology::default()).then_some(nodes), pools })
+        affinity_keys: list(&topology.pool_affinity),
+        spread_keys: list(&topology.pool_spread),
+    };
+    Some(CrTopology {
+        nodes: (nodes != NodeTopology::default()).then_some(nodes),
+        pools: (pools != PoolSelection::default()).then_some(pools),
+    })
 }
 
 /// The spec of the resource. What the registry keeps wins; what only the resource knows is in what was last mirrored.
@@ -129,9 +131,7 @@ fn cr_spec(spec: &VolumeSpec) -> VolumeCrSpec {
     let asked: Option<VolumeCrSpec> = asked.and_then(|value| serde_json::from_value(value).ok());
     let asked_topology = asked.as_ref().map(|asked| asked.topology.clone());
     let topology = match asked_topology {
-        Some(topology) if topology_from(topology.as_ref()).is_ok_and(|found| found == spec.topology) => {
-            topology
-        }
+        Some(topology) if topology_from(topology.as_ref()) == spec.topology => topology,
         _ => topology_to(&spec.topology),
     };
     let mut policy = asked.as_ref().map(|asked| asked.policy.clone()).unwrap_or_default();

@@ -214,6 +214,12 @@ pub struct Topology {
     /// Node labels whose values must differ between replicas.
     #[serde(default)]
     pub node_spread: BTreeSet<String>,
+    /// Pool labels whose values must be the same for all replicas.
+    #[serde(default)]
+    pub pool_affinity: BTreeSet<String>,
+    /// Pool labels whose values must differ between replicas.
+    #[serde(default)]
+    pub pool_spread: BTreeSet<String>,
 }
 
 /// Where a volume is served.

@@ -129,11 +129,17 @@ fn reserve(
         .iter()
         .map(|r| (r.node.clone(), view.nodes.get(&r.node).map(|n| n.labels.clone()).unwrap_or_default()))
         .collect();
+    let pool_labels = |name: &str| view.pools.iter().find(|pool| pool.pool == name).map(|pool| &pool.labels);
+    let used_pools = live
+        .iter()
+        .map(|r| (r.spec.pool.clone(), pool_labels(&r.spec.pool).cloned().unwrap_or_default()))
+        .collect();
     let ask = ReplicaAsk {
         size_bytes,
         thin: volume.thin,
         topology: volume.topology.clone(),
         used_nodes,
+        used_pools,
         limits: view.settings.limits,
         is_filled_at_once: !is_virgin,
     };

@@ -337,12 +337,20 @@ pub(super) fn topology_from(topology: api::Topology) -> Topology {
     }
     if let Some(api::PoolTopology::Labelled(labelled)) = topology.pool_topology {
         wanted.pool_labels = labelled.inclusion;
+        wanted.pool_spread = labelled.exclusion.into_keys().collect();
+        wanted.pool_affinity = labelled.affinitykey.into_iter().collect();
     }
     wanted
 }
 
 fn topology(topology: &Topology) -> Option<api::Topology> {
     let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>();
+    let labelled =
+        |labels: &BTreeMap<String, String>, spread: &BTreeSet<String>, affinity| api::LabelledTopology {
+            exclusion: spread.iter().map(|key| (key.clone(), String::new())).collect(),
+            inclusion: labels.clone(),
+            affinitykey: list(affinity),
+        };
     let node_topology = if !topology.allowed_nodes.is_empty() || !topology.preferred_nodes.is_empty() {
         Some(api::NodeTopology::Explicit(api::ExplicitNodeTopology {
             allowed_nodes: list(&topology.allowed_nodes),
@@ -352,21 +360,14 @@ fn topology(topology: &Topology) -> Option<api::Topology> {
         || !topology.node_spread.is_empty()
         || !topology.node_affinity.is_empty()
     {
-        let exclusion: BTreeMap<String, String> =
-            topology.node_spread.iter().map(|key| (key.clone(), String::new())).collect();
-        let inclusion = topology.node_labels.clone();
-        Some(api::NodeTopology::Labelled(api::LabelledTopology {
-            exclusion,
-            inclusion,
-            affinitykey: list(&topology.node_affinity),
-        }))
+        let (labels, spread) = (&topology.node_labels, &topology.node_spread);
+        Some(api::NodeTopology::Labelled(labelled(labels, spread, &topology.node_affinity)))
     } else {
         None
     };
-    let pool_topology = (!topology.pool_labels.is_empty()).then(|| {
-        let inclusion = topology.pool_labels.clone();
-        api::PoolTopology::Labelled(api::LabelledTopology { inclusion, ..Default::default() })
-    });
+    let pools = labelled(&topology.pool_labels, &topology.pool_spread, &topology.pool_affinity);
+    let has_pools = pools != api::LabelledTopology::default();
+    let pool_topology = has_pools.then_some(api::PoolTopology::Labelled(pools));
     let any = node_topology.is_some() || pool_topology.is_some();
     any.then_some(api::Topology { node_topology, pool_topology })
 }

@@ -42,6 +42,7 @@ fn fits(ask: &ReplicaAsk, replicas: u8, pools: &[PoolCandidate]) -> bool {
     (0..replicas).all(|_| {
         let Ok(place) = place_replica(&ask, pools) else { return false };
         ask.used_nodes.insert(place.node.clone(), place.node_labels.clone());
+        ask.used_pools.insert(place.pool.clone(), place.labels.clone());
         true
     })
 }
@@ -91,6 +92,7 @@ mod tests {
             thin,
             topology,
             used_nodes: BTreeMap::new(),
+            used_pools: BTreeMap::new(),
             limits: ThinLimits::default(),
             is_filled_at_once: false,
         }

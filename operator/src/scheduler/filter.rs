@@ -1,6 +1,6 @@
 //! The rules a pool must pass, by name, in the order a person would check them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::Quantity;
 
@@ -27,6 +27,8 @@ pub const FILTERS: &[Filter] = &[
     Filter { name: "node_affinity", rule: node_affinity },
     Filter { name: "pool_usable", rule: pool_usable },
     Filter { name: "pool_topology", rule: pool_topology },
+    Filter { name: "pool_spread", rule: pool_spread },
+    Filter { name: "pool_affinity", rule: pool_affinity },
     Filter { name: "pool_capacity", rule: pool_capacity },
     Filter { name: "pool_free_space", rule: pool_free_space },
     Filter { name: "pool_overcommit", rule: pool_overcommit },
@@ -93,26 +95,54 @@ fn has_labels(
 }
 
 fn node_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    for key in &ask.topology.node_spread {
-        let Some(own) = pool.node_labels.get(key) else {
-            return Err(format!("the node has no label {key} to spread over"));
+    differ(&ask.topology.node_spread, &pool.node_labels, &ask.used_nodes, "node")
+}
+
+fn node_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    agree(&ask.topology.node_affinity, &pool.node_labels, &ask.used_nodes, "node")
+}
+
+fn pool_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    differ(&ask.topology.pool_spread, &pool.labels, &ask.used_pools, "pool")
+}
+
+fn pool_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    agree(&ask.topology.pool_affinity, &pool.labels, &ask.used_pools, "pool")
+}
+
+type Labels = BTreeMap<String, String>;
+
+fn differ(
+    keys: &BTreeSet<String>,
+    labels: &Labels,
+    used: &BTreeMap<String, Labels>,
+    what: &str,
+) -> Result<(), String> {
+    for key in keys {
+        let Some(own) = labels.get(key) else {
+            return Err(format!("the {what} has no label {key} to spread over"));
         };
-        let taken = ask.used_nodes.iter().find(|(_, labels)| labels.get(key) == Some(own));
-        if let Some((node, _)) = taken {
-            return Err(format!("node {node} has a replica and the same {key}={own}"));
+        let taken = used.iter().find(|(_, labels)| labels.get(key) == Some(own));
+        if let Some((name, _)) = taken {
+            return Err(format!("{what} {name} has a replica and the same {key}={own}"));
         }
     }
     Ok(())
 }
 
-fn node_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    for key in &ask.topology.node_affinity {
-        let Some(own) = pool.node_labels.get(key) else {
-            return Err(format!("the node has no label {key} to keep to"));
+fn agree(
+    keys: &BTreeSet<String>,
+    labels: &Labels,
+    used: &BTreeMap<String, Labels>,
+    what: &str,
+) -> Result<(), String> {
+    for key in keys {
+        let Some(own) = labels.get(key) else {
+            return Err(format!("the {what} has no label {key} to keep to"));
         };
-        let elsewhere = ask.used_nodes.iter().find(|(_, labels)| labels.get(key) != Some(own));
-        if let Some((node, _)) = elsewhere {
-            return Err(format!("node {node} has a replica and another {key} than {own}"));
+        let elsewhere = used.iter().find(|(_, labels)| labels.get(key) != Some(own));
+        if let Some((name, _)) = elsewhere {
+            return Err(format!("{what} {name} has a replica and another {key} than {own}"));
         }
     }
     Ok(())

@@ -19,6 +19,8 @@ pub struct ReplicaAsk {
     pub topology: Topology,
     /// Nodes that have a replica of the volume, with their labels.
     pub used_nodes: BTreeMap<String, BTreeMap<String, String>>,
+    /// Pools that have a replica of the volume, with their labels.
+    pub used_pools: BTreeMap<String, BTreeMap<String, String>>,
     /// Limits on promising more than there is.
     pub limits: ThinLimits,
     /// The pool must be able to hold the whole replica now, thin or not: it will be filled by a rebuild.
@@ -142,6 +144,7 @@ mod tests {
             thin: false,
             topology: Topology::default(),
             used_nodes: BTreeMap::new(),
+            used_pools: BTreeMap::new(),
             limits: ThinLimits::default(),
             is_filled_at_once: false,
         }
@@ -210,6 +213,21 @@ mod tests {
             ..spread
         };
         assert_eq!(refused_by(&gathered, other), "node_affinity");
+        let used = ReplicaAsk {
+            used_pools: BTreeMap::from([("q".into(), labels(&[("rack", "1")]))]),
+            ..topology(Topology { pool_spread: BTreeSet::from(["rack".to_owned()]), ..Topology::default() })
+        };
+        let in_rack = |rack| PoolCandidate { labels: labels(&[("rack", rack)]), ..pool("p", "n") };
+        assert_eq!(refused_by(&used, in_rack("1")), "pool_spread");
+        assert_eq!(refused_by(&used, pool("p", "n")), "pool_spread");
+        assert_eq!(refused_by(&used, in_rack("2")), "taken");
+        let gathered = ReplicaAsk {
+            topology: Topology { pool_affinity: BTreeSet::from(["rack".to_owned()]), ..Topology::default() },
+            ..used
+        };
+        assert_eq!(refused_by(&gathered, in_rack("2")), "pool_affinity");
+        assert_eq!(refused_by(&gathered, pool("p", "n")), "pool_affinity");
+        assert_eq!(refused_by(&gathered, in_rack("1")), "taken");
     }
 
     #[test]

@@ -41,6 +41,7 @@ impl Volumes<'_> {
             thin: kind.thin,
             topology: kind.topology.clone(),
             used_nodes: BTreeMap::new(),
+            used_pools: BTreeMap::new(),
             limits: self.core.settings.heal.limits,
             is_filled_at_once: false,
         };

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use control_api::{
     CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology,
-    LabelledTopology, NodeStatus, NodeTopology, PublishVolumeBody, RegisterAppNode, Republish, SpecStatus,
-    Topology, VolumePolicy, VolumeStatus,
+    LabelledTopology, NodeStatus, NodeTopology, PoolTopology, PublishVolumeBody, RegisterAppNode, Republish,
+    SpecStatus, Topology, VolumePolicy, VolumeStatus,
 };
 use operator::grpc::registration::Front;
 use operator::leader::{TermParts, lead};
@@ -303,6 +303,39 @@ async fn replicas_are_spread_over_zones_that_were_given_over_rest() {
     assert_eq!(client.unlabel_node("a", ZONE).await.unwrap().spec.unwrap().labels, [].into());
     let twice = client.unlabel_node("a", ZONE).await.unwrap_err();
     assert_eq!(twice.kind(), Some(ErrorKind::FailedPrecondition), "{twice}");
+}
+
+#[tokio::test]
+async fn replicas_keep_to_pools_with_one_value_of_a_label_or_to_different_ones() {
+    let running = Running::start(&["a", "b", "c"]).await;
+    let client = &running.client;
+    for (node, rack) in [("a", "1"), ("b", "2"), ("c", "1")] {
+        let labels = Some([("rack".to_owned(), rack.to_owned())].into());
+        let body = CreatePoolBody { labels, ..disk() };
+        client.create_pool(node, &format!("pool-{node}"), &body).await.unwrap();
+    }
+    let rack = || vec!["rack".to_owned()];
+    let gathered = LabelledTopology { affinitykey: rack(), ..LabelledTopology::default() };
+    let spread = LabelledTopology {
+        exclusion: rack().into_iter().map(|key| (key, String::new())).collect(),
+        ..LabelledTopology::default()
+    };
+    for (pools, allowed, rule) in [
+        (gathered, [["a", "c"], ["a", "c"]], "pool_affinity"),
+        (spread, [["a", "b"], ["b", "c"]], "pool_spread"),
+    ] {
+        let topology = Topology { node_topology: None, pool_topology: Some(PoolTopology::Labelled(pools)) };
+        let body = CreateVolumeBody { topology: Some(topology.clone()), ..two_replicas() };
+        let volume = client.create_volume(V, &body).await.unwrap();
+        let replicas = volume.state.replica_topology.values();
+        let mut nodes: Vec<_> = replicas.filter_map(|replica| replica.node.as_deref()).collect();
+        nodes.sort_unstable();
+        assert!(allowed.iter().any(|pair| nodes == pair), "{rule}: {nodes:?}");
+        assert_eq!(volume.spec.topology, Some(topology), "shown as it was asked for");
+        let error = client.set_replica_count(V, 3).await.unwrap_err();
+        assert!(error.to_string().contains(rule), "{error}");
+        client.destroy_volume(V).await.unwrap();
+    }
 }
 
 #[tokio::test]
