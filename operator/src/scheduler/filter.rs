@@ -95,54 +95,48 @@ fn has_labels(
 }
 
 fn node_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    differ(&ask.topology.node_spread, &pool.node_labels, &ask.used_nodes, "node")
+    compared(&ask.topology.node_spread, Values::Differ, &pool.node_labels, &ask.used_nodes, "node")
 }
 
 fn node_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    agree(&ask.topology.node_affinity, &pool.node_labels, &ask.used_nodes, "node")
+    compared(&ask.topology.node_affinity, Values::Agree, &pool.node_labels, &ask.used_nodes, "node")
 }
 
 fn pool_spread(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    differ(&ask.topology.pool_spread, &pool.labels, &ask.used_pools, "pool")
+    compared(&ask.topology.pool_spread, Values::Differ, &pool.labels, &ask.used_pools, "pool")
 }
 
 fn pool_affinity(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
-    agree(&ask.topology.pool_affinity, &pool.labels, &ask.used_pools, "pool")
+    compared(&ask.topology.pool_affinity, Values::Agree, &pool.labels, &ask.used_pools, "pool")
 }
 
 type Labels = BTreeMap<String, String>;
 
-fn differ(
-    keys: &BTreeSet<String>,
-    labels: &Labels,
-    used: &BTreeMap<String, Labels>,
-    what: &str,
-) -> Result<(), String> {
-    for key in keys {
-        let Some(own) = labels.get(key) else {
-            return Err(format!("the {what} has no label {key} to spread over"));
-        };
-        let taken = used.iter().find(|(_, labels)| labels.get(key) == Some(own));
-        if let Some((name, _)) = taken {
-            return Err(format!("{what} {name} has a replica and the same {key}={own}"));
-        }
-    }
-    Ok(())
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    Differ,
+    Agree,
 }
 
-fn agree(
+/// Compares the values of `keys` with those where the volume's other replicas are.
+fn compared(
     keys: &BTreeSet<String>,
+    wanted: Values,
     labels: &Labels,
     used: &BTreeMap<String, Labels>,
     what: &str,
 ) -> Result<(), String> {
+    let (aim, found) = match wanted {
+        Values::Differ => ("to spread over", "the same"),
+        Values::Agree => ("to keep to", "not the same"),
+    };
     for key in keys {
         let Some(own) = labels.get(key) else {
-            return Err(format!("the {what} has no label {key} to keep to"));
+            return Err(format!("the {what} has no label {key} {aim}"));
         };
-        let elsewhere = used.iter().find(|(_, labels)| labels.get(key) != Some(own));
-        if let Some((name, _)) = elsewhere {
-            return Err(format!("{what} {name} has a replica and another {key} than {own}"));
+        let is_same = |other: &Labels| other.get(key) == Some(own);
+        if let Some((name, _)) = used.iter().find(|(_, other)| is_same(other) == (wanted == Values::Differ)) {
+            return Err(format!("{what} {name} has a replica and {found} {key}={own}"));
         }
     }
     Ok(())

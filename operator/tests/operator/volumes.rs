@@ -339,24 +339,8 @@ async fn a_pool_that_an_engine_does_not_have_loaded_is_imported_never_made_anew(
     lab.ensure_nothing_leaked(&operator, "plugged").await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_child_that_an_engine_gave_up_for_good_is_added_anew() {
-    let lab = Lab::new(&["a", "b"]);
-    let operator = lab.with_pools().await;
-    operator.core.volumes().create(volume(7, 2)).await.unwrap();
-    operator.core.volumes().publish(V, on("a")).await.unwrap();
-    let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
-    let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
-    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::ConfigInvalid).unwrap();
-    operator.settle("given up").await;
-    assert_eq!(operator.status(V), VolumeStatus::Online);
-    let calls = lab.take_calls();
-    assert!(calls.contains(&("a", "remove_child")) && calls.contains(&("a", "add_child")), "{calls:?}");
-}
-
-/// Taken out, the members would forget what it missed, and all of it would be copied.
-#[tokio::test(start_paused = true)]
-async fn d2_a_child_that_could_not_be_opened_is_not_taken_out() {
+/// What is asked of the target's engine until a volume whose remote child failed so is whole again.
+async fn calls_after(reason: ChildReason) -> Vec<(&'static str, &'static str)> {
     let lab = Lab::new(&["a", "b"]);
     let operator = lab.with_pools().await;
     operator.core.volumes().create(volume(7, 2)).await.unwrap();
@@ -364,14 +348,24 @@ async fn d2_a_child_that_could_not_be_opened_is_not_taken_out() {
     let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
     let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
     lab.take_calls();
-    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::CannotOpen).unwrap();
-    operator.settle("could not be opened").await;
+    lab.cluster.fault_child(nexus.uuid, &remote.uri, reason).unwrap();
+    operator.settle("a child failed").await;
     assert_eq!(operator.status(V), VolumeStatus::Online);
-    let calls = lab.take_calls();
-    assert!(
-        calls.contains(&("a", "child_operation")) && !calls.contains(&("a", "remove_child")),
-        "{calls:?}"
-    );
+    lab.take_calls()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_an_engine_gave_up_for_good_is_added_anew() {
+    let calls = calls_after(ChildReason::ConfigInvalid).await;
+    assert!(calls.contains(&("a", "remove_child")) && calls.contains(&("a", "add_child")), "{calls:?}");
+}
+
+/// Taken out, the members would forget what it missed, and all of it would be copied.
+#[tokio::test(start_paused = true)]
+async fn d2_a_child_that_could_not_be_opened_is_not_taken_out() {
+    let calls = calls_after(ChildReason::CannotOpen).await;
+    assert!(calls.contains(&("a", "child_operation")), "{calls:?}");
+    assert!(!calls.contains(&("a", "remove_child")), "{calls:?}");
 }
 
 #[tokio::test(start_paused = true)]
