@@ -93,6 +93,10 @@ pub use status::{
     },
     { "rule": "self.thin == oldSelf.thin", "message": "thin or thick is decided when a volume is made" },
     {
+        "rule": "has(self.affinityGroup) == has(oldSelf.affinityGroup) && (!has(self.affinityGroup) || self.affinityGroup == oldSelf.affinityGroup)",
+        "message": "the affinity group of a volume is decided when it is made"
+    },
+    {
         "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
         "message": "a volume cannot shrink"
     }
@@ -116,6 +120,12 @@ pub struct VolumeSpec {
     /// Where replicas may lie.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
+    /// Name of a group of volumes that are to fail apart, such as those of one application: replicas and targets of the
+    /// group keep to nodes of their own where they can, and those of volumes with one replica always do. Cannot be
+    /// changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 317))]
+    pub affinity_group: Option<String>,
     /// How the volume heals.
     #[serde(default)]
     pub policy: Policy,
@@ -147,6 +157,7 @@ impl Default for VolumeSpec {
             replicas: one_replica(),
             thin: false,
             topology: None,
+            affinity_group: None,
             policy: Policy::default(),
             deletion_policy: DeletionPolicy::default(),
             max_snapshots: None,

@@ -66,6 +66,17 @@ fn thin_stays_thin_and_other_fields_may_change() {
     assert_eq!(verdict("volumes.yaml", Some(&old), &changed(&old, "publish", Value::Null)), "");
 }
 
+#[test]
+fn the_affinity_group_stays() {
+    let (without, with) = (volume(), changed(&volume(), "affinityGroup", json!("shop/db")));
+    assert_eq!(verdict("volumes.yaml", None, &with), "");
+    assert_eq!(verdict("volumes.yaml", Some(&with), &with), "");
+    let other = changed(&with, "affinityGroup", json!("shop/logs"));
+    for (old, new) in [(&without, &with), (&with, &without), (&with, &other)] {
+        assert!(verdict("volumes.yaml", Some(old), new).contains("affinity group"), "{new}");
+    }
+}
+
 /// Mixed with names the star would look like a restriction that it is not.
 #[test]
 fn c8_any_host_is_written_alone() {

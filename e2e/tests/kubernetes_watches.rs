@@ -85,6 +85,7 @@ async fn volume(rest: &Client, made_by: Option<&str>) -> Result<Uuid> {
         size: 8 << 20,
         thin: true,
         topology: None,
+        affinity_group: None,
         labels,
     };
     rest.create_volume(id, &body).await?;

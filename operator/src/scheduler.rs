@@ -7,10 +7,11 @@
 //! Every pool that is refused carries the name of the rule and the figures that refused it, so that an error can say,
 //! pool by pool, why there is no place. Ties are broken by name: the same input gives the same choice.
 //!
-//! Deliberately absent: affinity groups and snapshots (they come with their features), and any look at the world.
+//! Deliberately absent: snapshots (they come with their feature), and any look at the world.
 
 mod capacity;
 mod filter;
+mod group;
 mod removal;
 mod replica;
 mod room;
@@ -19,6 +20,7 @@ mod target;
 
 pub use capacity::{Capacity, capacity};
 pub use filter::{FILTERS, Filter};
+pub use group::{GROUP_REPLICAS_MIN, Group};
 pub use removal::{Removable, choose_removal};
 pub use replica::{NoPlace, PoolCandidate, Refusal, ReplicaAsk, place_replica};
 pub use room::{RoomAsk, check_room};

@@ -17,6 +17,7 @@ pub mod republish;
 pub mod status;
 pub(crate) mod switch;
 pub mod switchover;
+mod target;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -30,10 +31,10 @@ use crate::core::Core;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
-    GUARD_WAIT, Guard, HostAcl, MirrorNote, NodeSpec, ObjectKey, Origin, ReplicaSpec, SpecStatus, Topology,
+    GUARD_WAIT, Guard, HostAcl, MirrorNote, ObjectKey, Origin, ReplicaSpec, SpecStatus, Topology,
     VolumeOperation, VolumePolicy, VolumeSpec,
 };
-use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
+use crate::scheduler::GROUP_REPLICAS_MIN;
 pub use capacity::NewVolumes;
 use converge::{Failure, Outcome, converge};
 use plan::{Reason, ReasonCode};
@@ -56,6 +57,8 @@ pub struct CreateVolume {
     pub policy: VolumePolicy,
     /// Where its replicas may be.
     pub topology: Topology,
+    /// The group of volumes it is to fail apart from.
+    pub affinity_group: Option<String>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -194,6 +197,11 @@ impl<'a> Volumes<'a> {
         }
         // What an earlier target left behind goes first, or says why it cannot.
         self.drive(uuid, |view| view.nexuses.iter().all(is_out_of_the_way)).await?;
+        // Two volumes of a group that are published at once do not choose the same node.
+        let alone = match spec.affinity_group {
+            Some(_) => Some(self.core.registry.placement().await),
+            None => None,
+        };
         let view = observe::observe(self.core, uuid).await?;
         let node = self.choose_node(&view, &request)?;
         let published = self
@@ -205,6 +213,7 @@ impl<'a> Volumes<'a> {
                 self.stamp(v);
             })
             .await?;
+        drop(alone);
         let nexus = published.target.map(|target| target.nexus).unwrap_or_default();
         let serves = |view: &VolumeView| {
             let is_finished = view.volume.as_ref().is_some_and(|volume| volume.operation.is_none());
@@ -281,6 +290,12 @@ impl<'a> Volumes<'a> {
         if before == count {
             let text = format!("volume {uuid} has {count} replicas already");
             return Err(ServiceError::new(ErrorKind::ReplicaCountAchieved, text));
+        }
+        if let Some(group) = spec.affinity_group.as_ref().filter(|_| is_below_group_minimum(before, count)) {
+            return Err(ServiceError::precondition(format!(
+                "volume {uuid} is of affinity group {group}: of its {before} replicas it keeps at least \
+                 {GROUP_REPLICAS_MIN}"
+            )));
         }
         let id = uuid.to_string();
         self.core
@@ -452,37 +467,6 @@ impl<'a> Volumes<'a> {
         }
     }
 
-    fn choose_node(self, view: &VolumeView, request: &PublishVolume) -> Result<String> {
-        if let Some(node) = &request.node
-            && !view.nodes.contains_key(node)
-        {
-            return Err(ServiceError::not_found(format!("node {node}")));
-        }
-        let candidates = self.candidates(view);
-        let ask = TargetAsk { node: request.node.clone(), preferred: request.preferred.clone() };
-        match choose_target(&ask, &candidates) {
-            Ok(chosen) => Ok(chosen.node.clone()),
-            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
-        }
-    }
-
-    /// The nodes as the choice of a target sees them.
-    fn candidates(self, view: &VolumeView) -> Vec<NodeCandidate> {
-        let inner = self.core.registry.lock();
-        let candidate = |node: &NodeSpec| NodeCandidate {
-            node: node.id.clone(),
-            is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
-            is_cordoned: node.is_cordoned(),
-            has_nexus: view.nexuses.iter().any(|n| n.spec.node == node.id),
-            has_replica: view
-                .replicas
-                .iter()
-                .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
-            nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
-        };
-        inner.specs::<NodeSpec>().map(candidate).collect()
-    }
-
     /// What engines show of a volume that the registry does not know is not made anew empty (SAFETY C1).
     fn refuse_unclaimed(self, uuid: Uuid) -> Result<()> {
         let inner = self.core.registry.lock();
@@ -535,12 +519,21 @@ where
     }
 }
 
+/// A namespace, a slash and the name of an object in it.
+const GROUP_NAME_BYTES_MAX: usize = 63 + 1 + 253;
+
 fn validate(request: &CreateVolume) -> Result<()> {
     if request.size == 0 {
         return Err(ServiceError::invalid("a volume's size is at least one byte"));
     }
     if request.replicas == 0 {
         return Err(ServiceError::invalid("a volume has at least one replica"));
+    }
+    let length = request.affinity_group.as_ref().map(String::len);
+    if length.is_some_and(|length| !(1..=GROUP_NAME_BYTES_MAX).contains(&length)) {
+        return Err(ServiceError::invalid(format!(
+            "the name of an affinity group has 1 to {GROUP_NAME_BYTES_MAX} bytes"
+        )));
     }
     Ok(())
 }
@@ -553,13 +546,18 @@ fn new_spec(request: CreateVolume) -> VolumeSpec {
         thin: request.thin,
         policy: request.policy,
         topology: request.topology,
+        affinity_group: request.affinity_group,
         ..VolumeSpec::new(request.uuid, request.size)
     }
 }
 
+fn is_below_group_minimum(before: u8, wanted: u8) -> bool {
+    wanted < GROUP_REPLICAS_MIN && before >= GROUP_REPLICAS_MIN
+}
+
 fn is_same(found: &VolumeSpec, wanted: &VolumeSpec) -> bool {
-    (found.size, found.num_replicas, found.thin, &found.topology)
-        == (wanted.size, wanted.num_replicas, wanted.thin, &wanted.topology)
+    (found.size, found.num_replicas, found.thin, &found.topology, &found.affinity_group)
+        == (wanted.size, wanted.num_replicas, wanted.thin, &wanted.topology, &wanted.affinity_group)
 }
 
 fn ensure_created(spec: &VolumeSpec) -> Result<()> {

@@ -80,6 +80,7 @@ fn body(name: &str, params: &Params, size: u64) -> CreateVolumeBody {
         thin: params.thin,
         topology: Some(params.topology.clone())
             .filter(|topology| *topology != control_api::Topology::default()),
+        affinity_group: None,
         labels: Some(labels),
     }
 }

@@ -69,6 +69,7 @@ pub fn volume_body(replicas: u8, size_mib: u64) -> CreateVolumeBody {
         size: size_mib * MIB,
         thin: true,
         topology: None,
+        affinity_group: None,
         labels: None,
     }
 }

@@ -188,6 +188,7 @@ pub(crate) async fn a_volume_that_somebody_made_by_hand_is_adopted(stage: &mut S
         size: u64::try_from(SIZE_MIB)? << 20,
         thin: false,
         topology: None,
+        affinity_group: None,
         labels: None,
     };
     stage.rest.create_volume(id, &body).await?;

@@ -70,6 +70,7 @@ impl Story {
             size: SIZE_MIB * MIB,
             thin: true,
             topology: None,
+            affinity_group: None,
             labels: None,
         };
         rest.create_volume(volume, &body).await?;

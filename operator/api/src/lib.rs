@@ -29,9 +29,9 @@ pub use node::{BlockDevice, Filesystem, Node, NodeSpec, NodeState, NodeStatus, P
 pub use pool::{CreatePoolBody, Pool, PoolSpec, PoolState, PoolStatus};
 pub use replica::{Replica, ReplicaKind, ReplicaSpaceUsage, ReplicaSpec, ReplicaState};
 pub use volume::{
-    CreateVolumeBody, ExplicitNodeTopology, LabelledTopology, NodeTopology, PoolTopology, PublishVolumeBody,
-    ReplicaTopology, Republish, ResizeVolumeBody, Topology, Volume, VolumeMove, VolumePolicy, VolumeSpec,
-    VolumeState, VolumeStatus, VolumeTarget, VolumeUsage, Volumes,
+    AffinityGroup, CreateVolumeBody, ExplicitNodeTopology, LabelledTopology, NodeTopology, PoolTopology,
+    PublishVolumeBody, ReplicaTopology, Republish, ResizeVolumeBody, Topology, Volume, VolumeMove,
+    VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, VolumeTarget, VolumeUsage, Volumes,
 };
 
 /// Where an object is in its life.

@@ -53,6 +53,9 @@ pub struct VolumeSpec {
     /// Where its replicas may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
+    /// The group of volumes it is to fail apart from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_group: Option<AffinityGroup>,
     /// How it is healed.
     pub policy: VolumePolicy,
     /// Its replicas take space at first write.
@@ -180,9 +183,20 @@ pub struct CreateVolumeBody {
     /// Where its replicas may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
+    /// The group of volumes it is to fail apart from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_group: Option<AffinityGroup>,
     /// Free labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Volumes that are to fail apart. One with one replica shares no node with another's replica; of those with more, replicas
+/// and targets go where fewest of the group are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AffinityGroup {
+    /// Its name, the same for all its volumes; those of a `StatefulSet` have `namespace/claim-template-statefulset`.
+    pub id: String,
 }
 
 /// Where replicas may be.

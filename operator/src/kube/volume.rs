@@ -203,6 +203,7 @@ fn judge(wish: &Wish) -> Result<Change, Refusal> {
         }
         "uuid" => return immutable("the identity of a volume cannot be changed"),
         "thin" => return immutable("thin or thick is decided when a volume is made"),
+        "affinityGroup" => return immutable("the affinity group of a volume is decided when it is made"),
         "replicas" => serde_json::from_value(wish.to.clone()).map(Change::Replicas),
         "topology" => serde_json::from_value(wish.to.clone()).map(Change::Topology),
         "policy" => serde_json::from_value(wish.to.clone()).map(Change::Policy),

@@ -37,6 +37,7 @@ pub(super) fn create_from(origin: Origin, spec: &VolumeCrSpec) -> Result<CreateV
         thin: spec.thin,
         policy: policy_from(&spec.policy)?,
         topology: topology_from(spec.topology.as_ref()),
+        affinity_group: spec.affinity_group.clone(),
         labels: BTreeMap::new(),
     })
 }
@@ -153,6 +154,7 @@ fn cr_spec(spec: &VolumeSpec) -> VolumeCrSpec {
         replicas: spec.num_replicas,
         thin: spec.thin,
         topology,
+        affinity_group: spec.affinity_group.clone(),
         policy,
         publish: spec.moving.as_ref().or(spec.target.as_ref()).map(publish),
         ..asked.unwrap_or_default()

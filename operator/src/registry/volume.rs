@@ -34,6 +34,9 @@ pub struct VolumeSpec {
     /// Where its replicas and target may be.
     #[serde(default)]
     pub topology: Topology,
+    /// The group of volumes it is to fail apart from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_group: Option<String>,
     /// Where it is in its life.
     pub status: SpecStatus,
     /// Where it is served, while published.
@@ -91,6 +94,7 @@ impl VolumeSpec {
             thin: true,
             policy: VolumePolicy::default(),
             topology: Topology::default(),
+            affinity_group: None,
             status: SpecStatus::Creating,
             target: None,
             operation: None,

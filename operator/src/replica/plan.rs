@@ -140,6 +140,8 @@ fn reserve(
         topology: volume.topology.clone(),
         used_nodes,
         used_pools,
+        num_replicas: volume.num_replicas,
+        group: view.group.clone(),
         limits: view.settings.limits,
         is_filled_at_once: !is_virgin,
     };
@@ -173,6 +175,7 @@ fn remove(view: &VolumeView, live: &[&ReplicaView], wanted: usize, notes: &mut N
         .map(|r| Removable {
             replica: r.spec.uuid,
             health: view.health(r),
+            of_group: view.group.as_ref().map_or(0, |group| group.replicas_on_node(&r.node)),
             is_local: target_node == Some(r.node.as_str()),
             pool_free_bytes: view
                 .pools

@@ -311,6 +311,7 @@ fn volume_spec(spec: &VolumeSpec) -> api::VolumeSpec {
         }),
         uuid: spec.uuid,
         topology: topology(&spec.topology),
+        affinity_group: spec.affinity_group.clone().map(|id| api::AffinityGroup { id }),
         policy: api::VolumePolicy { self_heal: spec.policy.self_heal },
         thin: spec.thin,
         num_snapshots: 0,

@@ -69,6 +69,7 @@ pub(super) async fn create(
         thin: body.thin,
         policy: convert::policy_from(body.policy),
         topology: convert::topology_from(body.topology.unwrap_or_default()),
+        affinity_group: body.affinity_group.map(|group| group.id),
         labels: body.labels.unwrap_or_default(),
     };
     detached(core.clone(), |core| async move { core.volumes().create(request).await }).await?;

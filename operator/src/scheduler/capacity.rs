@@ -93,6 +93,8 @@ mod tests {
             topology,
             used_nodes: BTreeMap::new(),
             used_pools: BTreeMap::new(),
+            num_replicas: 1,
+            group: None,
             limits: ThinLimits::default(),
             is_filled_at_once: false,
         }

@@ -25,6 +25,7 @@ pub const FILTERS: &[Filter] = &[
     Filter { name: "node_topology", rule: node_topology },
     Filter { name: "node_spread", rule: node_spread },
     Filter { name: "node_affinity", rule: node_affinity },
+    Filter { name: "node_apart", rule: node_apart },
     Filter { name: "pool_usable", rule: pool_usable },
     Filter { name: "pool_topology", rule: pool_topology },
     Filter { name: "pool_spread", rule: pool_spread },
@@ -140,6 +141,15 @@ fn compared(
         }
     }
     Ok(())
+}
+
+/// A volume with one replica is lost with its node: no other of its group may be touched by that. Those with more only
+/// score by what is there.
+fn node_apart(ask: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {
+    let Some(group) = ask.group.as_ref().filter(|_| ask.num_replicas == 1) else { return Ok(()) };
+    check(group.replicas_on_node(&pool.node) == 0, || {
+        format!("the node has a replica of affinity group {}, and the volume is to have only one", group.name)
+    })
 }
 
 fn pool_usable(_: &ReplicaAsk, pool: &PoolCandidate) -> Result<(), String> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::filter::FILTERS;
-use super::{ThinLimits, score};
+use super::{Group, ThinLimits, score};
 use crate::engines::watchdog::NodeStatus;
 use crate::registry::Topology;
 
@@ -21,6 +21,10 @@ pub struct ReplicaAsk {
     pub used_nodes: BTreeMap<String, BTreeMap<String, String>>,
     /// Pools that have a replica of the volume, with their labels.
     pub used_pools: BTreeMap<String, BTreeMap<String, String>>,
+    /// Replicas the volume shall have.
+    pub num_replicas: u8,
+    /// Where the rest of its affinity group is.
+    pub group: Option<Group>,
     /// Limits on promising more than there is.
     pub limits: ThinLimits,
     /// The pool must be able to hold the whole replica now, thin or not: it will be filled by a rebuild.
@@ -145,6 +149,8 @@ mod tests {
             topology: Topology::default(),
             used_nodes: BTreeMap::new(),
             used_pools: BTreeMap::new(),
+            num_replicas: 1,
+            group: None,
             limits: ThinLimits::default(),
             is_filled_at_once: false,
         }
@@ -228,6 +234,11 @@ mod tests {
         assert_eq!(refused_by(&gathered, in_rack("2")), "pool_affinity");
         assert_eq!(refused_by(&gathered, pool("p", "n")), "pool_affinity");
         assert_eq!(refused_by(&gathered, in_rack("1")), "taken");
+        let group = Group { replicas_on_nodes: BTreeMap::from([("n".into(), 1)]), ..Group::default() };
+        let only = ReplicaAsk { group: Some(group), ..ask() };
+        assert_eq!(refused_by(&only, pool("p", "n")), "node_apart");
+        assert_eq!(refused_by(&only, pool("p", "m")), "taken");
+        assert_eq!(refused_by(&ReplicaAsk { num_replicas: 2, ..only }, pool("p", "n")), "taken");
     }
 
     #[test]
@@ -262,5 +273,18 @@ mod tests {
         let ask = ReplicaAsk { topology: preferred, ..ask() };
         let pools = [pool("a", "n1"), pool("b", "n2")];
         assert_eq!(place_replica(&ask, &pools).map(|p| p.pool.as_str()), Ok("b"));
+    }
+
+    #[test]
+    fn in_a_group_few_of_the_group_count_more_than_few_replicas() {
+        let fewer = PoolCandidate { replicas: 1, ..pool("a", "n1") };
+        let pools = [fewer, PoolCandidate { replicas: 2, ..pool("b", "n2") }];
+        let group = Group { replicas_on_pools: BTreeMap::from([("a".into(), 1)]), ..Group::default() };
+        for thin in [true, false] {
+            let alone = ReplicaAsk { thin, num_replicas: 3, ..ask() };
+            assert_eq!(place_replica(&alone, &pools).map(|p| p.pool.as_str()), Ok("a"));
+            let grouped = ReplicaAsk { group: Some(group.clone()), ..alone };
+            assert_eq!(place_replica(&grouped, &pools).map(|p| p.pool.as_str()), Ok("b"));
+        }
     }
 }

@@ -26,6 +26,8 @@ pub struct NodeCandidate {
     pub has_replica: bool,
     /// Nexuses it serves.
     pub nexuses: usize,
+    /// Targets of the volume's affinity group that are there.
+    pub group_targets: usize,
 }
 
 /// No node takes the target.
@@ -51,7 +53,8 @@ impl fmt::Display for NoTarget {
 
 impl std::error::Error for NoTarget {}
 
-/// The best node, or why each was refused. Local reads are cheapest, then the node with the fewest nexuses.
+/// The best node, or why each was refused. Volumes of an affinity group part first; then local reads are cheapest, then the
+/// node with the fewest nexuses.
 pub fn choose_target<'a>(ask: &TargetAsk, nodes: &'a [NodeCandidate]) -> Result<&'a NodeCandidate, NoTarget> {
     let mut refusals = Vec::new();
     let mut left = Vec::new();
@@ -62,7 +65,8 @@ pub fn choose_target<'a>(ask: &TargetAsk, nodes: &'a [NodeCandidate]) -> Result<
         }
     }
     let rank = |c: &NodeCandidate| {
-        (ask.preferred.as_deref() != Some(c.node.as_str()), !c.has_replica, c.nexuses, c.node.clone())
+        let is_elsewhere = ask.preferred.as_deref() != Some(c.node.as_str());
+        (c.group_targets, is_elsewhere, !c.has_replica, c.nexuses, c.node.clone())
     };
     left.into_iter().min_by_key(|c| rank(c)).ok_or(NoTarget { refusals })
 }
@@ -98,6 +102,7 @@ mod tests {
             has_nexus: false,
             has_replica: false,
             nexuses: 0,
+            group_targets: 0,
         }
     }
 
@@ -110,6 +115,12 @@ mod tests {
         assert_eq!(chosen(&preferred).as_deref(), Some("c"));
         let required = TargetAsk { node: Some("a".into()), ..TargetAsk::default() };
         assert_eq!(chosen(&required).as_deref(), Some("a"));
+        // Targets of a group part before anything else is looked at, but for a node that was named.
+        let nodes = nodes.map(|n| NodeCandidate { group_targets: usize::from(n.node != "a"), ..n });
+        let chosen = |ask: &TargetAsk| choose_target(ask, &nodes).map(|n| n.node.clone()).ok();
+        assert_eq!(chosen(&preferred).as_deref(), Some("a"));
+        let required = TargetAsk { node: Some("b".into()), ..TargetAsk::default() };
+        assert_eq!(chosen(&required).as_deref(), Some("b"));
     }
 
     #[test]

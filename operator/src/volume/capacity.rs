@@ -42,6 +42,8 @@ impl Volumes<'_> {
             topology: kind.topology.clone(),
             used_nodes: BTreeMap::new(),
             used_pools: BTreeMap::new(),
+            num_replicas: kind.replicas,
+            group: None,
             limits: self.core.settings.heal.limits,
             is_filled_at_once: false,
         };

@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{Inner, NexusSpec, NodeSpec, PoolSpec, ReplicaSpec, SpecStatus, VolumeSpec};
-use crate::scheduler::PoolCandidate;
+use crate::scheduler::{Group, PoolCandidate};
 
 /// The view of one moment. Records are read from the store where a decision may turn on them.
 pub(crate) async fn observe(core: &Core, uuid: Uuid) -> Result<VolumeView> {
@@ -92,6 +92,7 @@ pub(crate) fn observe_memory(core: &Core, uuid: Uuid) -> VolumeView {
         replicas,
         nexuses,
         nodes: node_views(&inner),
+        group: group(&inner, uuid),
         pools,
         records: BTreeMap::new(),
         barred,
@@ -155,6 +156,31 @@ fn node_views(inner: &Inner) -> BTreeMap<String, NodeView> {
             (node.id.clone(), view)
         })
         .collect()
+}
+
+/// Where the rest of the volume's affinity group is. What is on its way out keeps nobody away.
+fn group(inner: &Inner, volume: Uuid) -> Option<Group> {
+    let name = inner.spec::<VolumeSpec>(&volume.to_string())?.affinity_group.clone()?;
+    let is_other = |other: &&VolumeSpec| {
+        let is_of_group = other.affinity_group.as_ref() == Some(&name);
+        is_of_group && other.uuid != volume && other.status != SpecStatus::Deleting
+    };
+    let others: BTreeMap<Uuid, &VolumeSpec> =
+        inner.specs::<VolumeSpec>().filter(is_other).map(|other| (other.uuid, other)).collect();
+    let mut group = Group { name: name.clone(), ..Group::default() };
+    for target in others.values().flat_map(|other| other.target.iter().chain(&other.moving)) {
+        *group.targets_on_nodes.entry(target.node.clone()).or_default() += 1;
+    }
+    let is_theirs = |replica: &&ReplicaSpec| {
+        others.contains_key(&replica.volume) && replica.status != SpecStatus::Deleting
+    };
+    for replica in inner.specs::<ReplicaSpec>().filter(is_theirs) {
+        *group.replicas_on_pools.entry(replica.pool.clone()).or_default() += 1;
+        if let Some(pool) = inner.spec::<PoolSpec>(&replica.pool) {
+            *group.replicas_on_nodes.entry(pool.node.clone()).or_default() += 1;
+        }
+    }
+    Some(group)
 }
 
 /// Every pool as placement sees it, with what is promised to replicas that are not made yet taken off.

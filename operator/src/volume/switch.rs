@@ -19,7 +19,6 @@ use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
     GUARD_WAIT, HostAcl, NexusSpec, NodeSpec, ObjectKey, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
 };
-use crate::scheduler::{TargetAsk, choose_target};
 
 impl Volumes<'_> {
     /// Gives a published volume a target that serves, for a host that lost its path. Can be repeated. Fails as
@@ -202,18 +201,6 @@ impl Volumes<'_> {
                 self.take_mirror_back(uuid, before.mirror).await;
                 Err(error)
             }
-        }
-    }
-
-    fn ensure_takes_target(self, view: &VolumeView, node: &str) -> Result<()> {
-        if !view.nodes.contains_key(node) {
-            return Err(ServiceError::not_found(format!("node {node}")));
-        }
-        let ask = TargetAsk { node: Some(node.to_owned()), preferred: None };
-        let nodes = self.candidates(view);
-        match choose_target(&ask, &nodes) {
-            Ok(_) => Ok(()),
-            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::plan::Step;
 use crate::engines::watchdog::NodeStatus;
 use crate::registry::{NexusSpec, ReplicaSpec, SpecStatus, VolumeSpec};
-use crate::scheduler::{PoolCandidate, ThinLimits};
+use crate::scheduler::{Group, PoolCandidate, ThinLimits};
 
 /// Whether something the registry wants is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,8 @@ pub struct VolumeView {
     pub nexuses: Vec<NexusView>,
     /// The nodes.
     pub nodes: BTreeMap<String, NodeView>,
+    /// Where the rest of its affinity group is, if it has one.
+    pub group: Option<Group>,
     /// Where a new replica could be.
     pub pools: Vec<PoolCandidate>,
     /// The records in the store, by nexus: of the target's, and of the one before.

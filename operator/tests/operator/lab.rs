@@ -228,6 +228,7 @@ pub(crate) fn volume(n: u128, replicas: u8) -> CreateVolume {
         thin: true,
         policy: VolumePolicy::default(),
         topology: Topology::default(),
+        affinity_group: None,
         labels: Default::default(),
     }
 }

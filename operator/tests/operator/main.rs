@@ -4,6 +4,7 @@
 
 mod converge;
 mod crash;
+mod groups;
 mod identity;
 mod lab;
 mod leader;

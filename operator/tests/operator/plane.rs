@@ -54,6 +54,7 @@ async fn a_pool_and_a_volume_are_shown_as_they_were_asked_for() {
     let spec = VolumeCrSpec {
         publish: Some(Publish { node: Some("a".into()), allowed_hosts: vec!["*".into()] }),
         max_snapshots: Some(3),
+        affinity_group: Some("shop/db".into()),
         ..volume_spec(2)
     };
     plane.create_volume("data", &spec, mirror_of(&spec)).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_api::{
-    CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology,
+    AffinityGroup, CapacityBody, Client, CreatePoolBody, CreateVolumeBody, ErrorKind, ExplicitNodeTopology,
     LabelledTopology, NodeStatus, NodeTopology, PoolTopology, PublishVolumeBody, RegisterAppNode, Republish,
     SpecStatus, Topology, VolumePolicy, VolumeStatus,
 };
@@ -106,6 +106,7 @@ fn two_replicas() -> CreateVolumeBody {
         size: GIB,
         thin: true,
         topology: None,
+        affinity_group: None,
         labels: None,
     }
 }
@@ -336,6 +337,27 @@ async fn replicas_keep_to_pools_with_one_value_of_a_label_or_to_different_ones()
         assert!(error.to_string().contains(rule), "{error}");
         client.destroy_volume(V).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn volumes_of_a_group_are_apart_and_show_it() {
+    let running = Running::start(&["a", "b"]).await;
+    let client = &running.client;
+    for node in ["a", "b"] {
+        client.create_pool(node, &format!("pool-{node}"), &disk()).await.unwrap();
+    }
+    let group = Some(AffinityGroup { id: "shop/db".into() });
+    let body = CreateVolumeBody { replicas: 1, affinity_group: group.clone(), ..two_replicas() };
+    for n in 1..=2 {
+        let volume = client.create_volume(Uuid::from_u128(n), &body).await.unwrap();
+        assert_eq!(volume.spec.affinity_group, group);
+    }
+    let third = client.create_volume(Uuid::from_u128(3), &body).await.unwrap_err();
+    assert_eq!(third.kind(), Some(ErrorKind::ResourceExhausted), "{third}");
+    assert!(third.to_string().contains("affinity group shop/db"), "{third}");
+    let unnamed = CreateVolumeBody { affinity_group: Some(AffinityGroup { id: String::new() }), ..body };
+    let unnamed = client.create_volume(Uuid::from_u128(3), &unnamed).await.unwrap_err();
+    assert_eq!(unnamed.kind(), Some(ErrorKind::InvalidArgument), "{unnamed}");
 }
 
 #[tokio::test]

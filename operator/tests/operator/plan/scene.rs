@@ -49,6 +49,7 @@ impl Scene {
             replicas: Vec::new(),
             nexuses: Vec::new(),
             nodes: nodes.into(),
+            group: None,
             pools: ["a", "b", "c"].map(pool).into(),
             records: BTreeMap::new(),
             barred: BTreeMap::new(),

@@ -1,0 +1,56 @@
+//! Which node serves a volume: what the choice looks at.
+
+use super::view::VolumeView;
+use super::{PublishVolume, Volumes};
+use crate::engines::watchdog::NodeStatus;
+use crate::error::{Result, ServiceError};
+use crate::registry::NodeSpec;
+use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
+
+impl Volumes<'_> {
+    /// The node for a target that somebody asks for.
+    pub(super) fn choose_node(self, view: &VolumeView, request: &PublishVolume) -> Result<String> {
+        if let Some(node) = &request.node
+            && !view.nodes.contains_key(node)
+        {
+            return Err(ServiceError::not_found(format!("node {node}")));
+        }
+        let candidates = self.candidates(view);
+        let ask = TargetAsk { node: request.node.clone(), preferred: request.preferred.clone() };
+        match choose_target(&ask, &candidates) {
+            Ok(chosen) => Ok(chosen.node.clone()),
+            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
+        }
+    }
+
+    /// The nodes as the choice of a target sees them.
+    pub(super) fn candidates(self, view: &VolumeView) -> Vec<NodeCandidate> {
+        let inner = self.core.registry.lock();
+        let candidate = |node: &NodeSpec| NodeCandidate {
+            node: node.id.clone(),
+            is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
+            is_cordoned: node.is_cordoned(),
+            has_nexus: view.nexuses.iter().any(|n| n.spec.node == node.id),
+            has_replica: view
+                .replicas
+                .iter()
+                .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
+            nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
+            group_targets: view.group.as_ref().map_or(0, |group| group.targets_on_node(&node.id)),
+        };
+        inner.specs::<NodeSpec>().map(candidate).collect()
+    }
+
+    /// Whether a target may be made on this node.
+    pub(super) fn ensure_takes_target(self, view: &VolumeView, node: &str) -> Result<()> {
+        if !view.nodes.contains_key(node) {
+            return Err(ServiceError::not_found(format!("node {node}")));
+        }
+        let ask = TargetAsk { node: Some(node.to_owned()), preferred: None };
+        let nodes = self.candidates(view);
+        match choose_target(&ask, &nodes) {
+            Ok(_) => Ok(()),
+            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
+        }
+    }
+}
