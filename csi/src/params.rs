@@ -23,6 +23,8 @@ pub struct Params {
     pub connect: ConnectParams,
     /// Where replicas may be.
     pub topology: Topology,
+    /// `stsAffinityGroup`: the claims of a `StatefulSet` are a group of volumes that are to fail apart.
+    pub sts_affinity_group: bool,
     /// `csi.storage.k8s.io/pvc/namespace` and `name`: the claim, where the provisioner tells.
     pub claim: Option<(String, String)>,
 }
@@ -59,6 +61,12 @@ pub enum ParamError {
         /// What it has to be.
         wanted: &'static str,
     },
+    /// It is about the claim, and nobody tells which that is.
+    #[error(
+        "StorageClass parameter stsAffinityGroup needs the name of the claim: run csi-provisioner with \
+         --extra-create-metadata"
+    )]
+    NoClaim,
     /// Two that exclude each other.
     #[error("StorageClass parameters {0} and {1} exclude each other: give one of them")]
     Both(&'static str, &'static str),
@@ -98,10 +106,6 @@ impl Params {
         if let Some((name, value)) = get("protocol").filter(|(_, value)| *value != "nvmf") {
             return bad(name, value, "nvmf, the only protocol");
         }
-        // Without groups of volumes, a class that asks for them would get what it did not ask for.
-        if let Some((name, value)) = get("stsAffinityGroup").filter(|(_, value)| *value != "false") {
-            return bad(name, value, "false: affinity groups are not offered in this version");
-        }
         // Of what these two ask for nothing is to be done before there are snapshots.
         get("cloneFsIdAsVolumeId").map(boolean).transpose()?;
         get("maxSnapshots").map(number).transpose()?;
@@ -115,9 +119,33 @@ impl Params {
             fs_type,
             connect: ConnectParams::parse(given)?,
             topology: topology(given)?,
+            sts_affinity_group: get("stsAffinityGroup").map(boolean).transpose()?.unwrap_or(false),
             claim: claim("namespace").zip(claim("name")),
         })
     }
+}
+
+impl Params {
+    /// The affinity group of the claim's volume: the claims that a `StatefulSet` makes of one template, in one namespace.
+    /// Other claims have none.
+    pub fn affinity_group(&self) -> Result<Option<String>, ParamError> {
+        if !self.sts_affinity_group {
+            return Ok(None);
+        }
+        let (namespace, claim) = self.claim.as_ref().ok_or(ParamError::NoClaim)?;
+        Ok(without_ordinal(claim).map(|group| format!("{namespace}/{group}")))
+    }
+}
+
+/// A claim of a `StatefulSet` is `<template>-<set>-<ordinal>`: a label of DNS (RFC 1123) and a number.
+fn without_ordinal(claim: &str) -> Option<&str> {
+    let (group, ordinal) = claim.rsplit_once('-')?;
+    let is_number = !ordinal.is_empty() && ordinal.bytes().all(|b| b.is_ascii_digit());
+    let is_alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_label = group.bytes().all(|b| is_alphanumeric(b) || b == b'-')
+        && group.bytes().next().is_some_and(is_alphanumeric)
+        && group.bytes().last().is_some_and(is_alphanumeric);
+    (is_number && is_label).then_some(group)
 }
 
 impl ConnectParams {
@@ -261,7 +289,7 @@ mod tests {
             ("nvmeNrIoQueues", "4"),
             ("nvmeCtrlLossTmo", "1980"),
             ("nvmeKeepAliveTmo", "5"),
-            ("stsAffinityGroup", "false"),
+            ("stsAffinityGroup", "true"),
             ("cloneFsIdAsVolumeId", "true"),
             ("maxSnapshots", "5"),
             ("poolAffinityTopologyLabel", "disk: ssd\nclass: hot\n"),
@@ -298,6 +326,41 @@ mod tests {
         };
         assert_eq!(params.topology.node_topology, Some(NodeTopology::Labelled(node)));
         assert_eq!(params.claim, Some(("shop".into(), "data-db-0".into())));
+        assert_eq!(params.affinity_group(), Ok(Some("shop/data-db".into())));
+    }
+
+    #[test]
+    fn claims_of_one_template_and_set_are_a_group_and_others_are_none() {
+        let group = |claim: &str| {
+            let named = [
+                ("stsAffinityGroup", "true"),
+                ("csi.storage.k8s.io/pvc/name", claim),
+                ("csi.storage.k8s.io/pvc/namespace", "shop"),
+            ];
+            Params::parse(&given(&named)).unwrap().affinity_group().unwrap()
+        };
+        for (claim, expected) in [
+            ("data-db-0", Some("shop/data-db")),
+            ("data-db-17", Some("shop/data-db")),
+            ("logs-db-0", Some("shop/logs-db")),
+            ("a-1-2", Some("shop/a-1")),
+            ("9-0", Some("shop/9")),
+            ("data", None),
+            ("data-db", None),
+            ("data-db-", None),
+            ("data-db-0x", None),
+            ("data--0", None),
+            ("-0", None),
+            ("0", None),
+            ("data.db-0", None),
+        ] {
+            assert_eq!(group(claim).as_deref(), expected, "{claim}");
+        }
+        let of = |pairs: &[(&str, &str)]| Params::parse(&given(pairs)).unwrap().affinity_group();
+        let claim = ("csi.storage.k8s.io/pvc/name", "data-db-0");
+        assert_eq!(of(&[claim, ("csi.storage.k8s.io/pvc/namespace", "shop")]), Ok(None), "not asked for");
+        let unnamed = of(&[("stsAffinityGroup", "true")]).unwrap_err().to_string();
+        assert!(unnamed.contains("--extra-create-metadata"), "{unnamed}");
     }
 
     #[test]
@@ -313,7 +376,7 @@ mod tests {
             ("ioTimeout", "30s"),
             ("nvmeIoTimeout", "3 weeks"),
             ("nvmeNrIoQueues", "-1"),
-            ("stsAffinityGroup", "true"),
+            ("stsAffinityGroup", "yes"),
             ("poolAffinityTopologyLabel", "ssd"),
             ("poolAffinityTopologyKey", "zone: a"),
             ("nodeHasTopologyKey", "a: b"),

@@ -1,6 +1,6 @@
 //! `CreateVolume`.
 
-use control_api::{CreateVolumeBody, ErrorKind, SpecStatus, Volume, VolumePolicy};
+use control_api::{AffinityGroup, CreateVolumeBody, ErrorKind, SpecStatus, Volume, VolumePolicy};
 use tonic::Status;
 use tracing::info;
 use uuid::Uuid;
@@ -40,13 +40,19 @@ impl ControllerService {
         if let Some(replicas) = modify::replicas_of(&request.mutable_parameters)? {
             params.replicas = replicas;
         }
+        let group = params.affinity_group().map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let group = group.map(|id| AffinityGroup { id });
         let range = SizeRange::of(request.capacity_range.as_ref())?;
         let id = id_of_name(&request.name);
         let _work = self.begin(id)?;
         let volume = match self.client.volume(id).await {
             Ok(found) => found,
             Err(error) if error.kind() == Some(ErrorKind::NotFound) => {
-                match self.client.create_volume(id, &body(&request.name, &params, range.wanted)).await {
+                match self
+                    .client
+                    .create_volume(id, &body(&request.name, &params, group.clone(), range.wanted))
+                    .await
+                {
                     Ok(made) => {
                         info!(volume.id = %id, name = request.name, "volume made");
                         made
@@ -60,12 +66,12 @@ impl ControllerService {
             }
             Err(error) => return Err(status(&error)),
         };
-        ensure_as_asked(id, &volume, &params, &range)?;
+        ensure_as_asked(id, &volume, &params, group.as_ref(), &range)?;
         Ok(csi::CreateVolumeResponse { volume: Some(shape(&volume, request.parameters)) })
     }
 }
 
-fn body(name: &str, params: &Params, size: u64) -> CreateVolumeBody {
+fn body(name: &str, params: &Params, affinity_group: Option<AffinityGroup>, size: u64) -> CreateVolumeBody {
     let mut labels = std::collections::BTreeMap::from([
         ("openebs.io/created-by".to_owned(), crate::identity::DRIVER.to_owned()),
         ("openebs.io/csi-name".to_owned(), name.chars().take(63).collect()),
@@ -80,13 +86,19 @@ fn body(name: &str, params: &Params, size: u64) -> CreateVolumeBody {
         thin: params.thin,
         topology: Some(params.topology.clone())
             .filter(|topology| *topology != control_api::Topology::default()),
-        affinity_group: None,
+        affinity_group,
         labels: Some(labels),
     }
 }
 
 /// A volume that is there already has to be what this request would have made (CSI, "`CreateVolume` errors").
-fn ensure_as_asked(id: Uuid, volume: &Volume, params: &Params, range: &SizeRange) -> Result<(), Status> {
+fn ensure_as_asked(
+    id: Uuid,
+    volume: &Volume,
+    params: &Params,
+    group: Option<&AffinityGroup>,
+    range: &SizeRange,
+) -> Result<(), Status> {
     match volume.spec.status {
         SpecStatus::Created => {}
         SpecStatus::Creating => return Err(Status::aborted(format!("volume {id} is being created"))),
@@ -95,15 +107,21 @@ fn ensure_as_asked(id: Uuid, volume: &Volume, params: &Params, range: &SizeRange
         }
     }
     let spec = &volume.spec;
-    let difference = if !range.admits(spec.size) {
-        Some(format!("{} bytes", spec.size))
-    } else if spec.num_replicas < params.replicas {
-        Some(format!("{} replicas", spec.num_replicas))
-    } else if spec.thin != params.thin {
-        Some(format!("thin: {}", spec.thin))
-    } else {
-        None
-    };
+    let difference =
+        if !range.admits(spec.size) {
+            Some(format!("{} bytes", spec.size))
+        } else if spec.num_replicas < params.replicas {
+            Some(format!("{} replicas", spec.num_replicas))
+        } else if spec.thin != params.thin {
+            Some(format!("thin: {}", spec.thin))
+        } else if spec.affinity_group.as_ref() != group {
+            Some(spec.affinity_group.as_ref().map_or_else(
+                || "no affinity group".to_owned(),
+                |group| format!("affinity group {}", group.id),
+            ))
+        } else {
+            None
+        };
     match difference {
         None => Ok(()),
         Some(what) => {

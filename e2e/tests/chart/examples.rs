@@ -58,6 +58,7 @@ fn classes_ask_for_what_the_driver_knows() {
     assert_eq!(
         replicas,
         [
+            ("mayastor-apart", 1),
             ("mayastor-one-zone", 2),
             ("mayastor-replicated", 3),
             ("mayastor-single", 1),
@@ -70,6 +71,9 @@ fn classes_ask_for_what_the_driver_knows() {
     };
     assert_eq!(near.affinitykey, ["topology.kubernetes.io/zone"]);
     assert!(asked["mayastor-thin"].thin);
+    let grouped: Vec<_> =
+        asked.iter().filter(|(_, params)| params.sts_affinity_group).map(|(name, _)| name).collect();
+    assert_eq!(grouped, ["mayastor-apart"]);
     assert_eq!(asked["mayastor-replicated"].fs_type, Some(FileSystem::Xfs));
     let topology = &asked["mayastor-ssd-zones"].topology;
     assert!(topology.node_topology.is_some() && topology.pool_topology.is_some());

@@ -1,5 +1,7 @@
 //! Volumes are made and deleted.
 
+use std::collections::BTreeSet;
+
 use ::csi::proto::csi;
 use ::csi::proto::csi::volume_capability::access_mode::Mode;
 use anyhow::{Result, ensure};
@@ -44,6 +46,37 @@ pub(crate) async fn xc_5_the_same_volume_again_is_the_same_and_another_is_refuse
     refused(plugin.create(range).await, Code::AlreadyExists, "16777216 bytes")?;
     ensure!(stage.rest.volumes().await?.entries.len() == 1);
     Ok(())
+}
+
+/// Each on a node of its own, of which there are three.
+pub(crate) async fn claims_of_a_stateful_set_are_apart(stage: &mut Stage) -> Result<()> {
+    let plugin = &mut stage.plugin()?;
+    let claimed = |claim: &str| {
+        let class = [
+            ("repl", "1"),
+            ("stsAffinityGroup", "true"),
+            ("csi.storage.k8s.io/pvc/name", claim),
+            ("csi.storage.k8s.io/pvc/namespace", "shop"),
+        ];
+        asked(&new_name(), SIZE_MIB, &class)
+    };
+    let mut nodes = BTreeSet::new();
+    for n in 0..3 {
+        let request = claimed(&format!("data-db-{n}"));
+        let made = plugin.create(request.clone()).await?;
+        ensure!(plugin.create(request.clone()).await? == made, "not the same");
+        let another = csi::CreateVolumeRequest { parameters: claimed("logs-db-0").parameters, ..request };
+        refused(plugin.create(another).await, Code::AlreadyExists, "affinity group shop/data-db")?;
+        let volume = stage.rest.volume(made.volume_id.parse()?).await?;
+        nodes.extend(volume.state.replica_topology.into_values().filter_map(|replica| replica.node));
+    }
+    ensure!(nodes.len() == 3, "{nodes:?}");
+    let fourth = plugin.create(claimed("data-db-3")).await;
+    refused(fourth, Code::ResourceExhausted, "affinity group shop/data-db")?;
+    plugin.create(claimed("logs-db-0")).await?;
+    plugin.create(claimed("data")).await?;
+    let unnamed = plugin.create(asked(&new_name(), SIZE_MIB, &[("stsAffinityGroup", "true")])).await;
+    refused(unnamed, Code::InvalidArgument, "--extra-create-metadata")
 }
 
 pub(crate) async fn xc_6_a_volume_is_deleted(stage: &mut Stage) -> Result<()> {
