@@ -15,7 +15,18 @@ struct Bar {
     why: String,
     is_final: bool,
     failures: u32,
+    first: Instant,
+    last: Instant,
     until: Instant,
+}
+
+/// How a step has failed so far, without having been done in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failing {
+    /// Whether the last failure was a verdict which trying again is not expected to change.
+    pub is_final: bool,
+    /// From the first failure to the last.
+    pub lasted: Duration,
 }
 
 /// The steps of one object that failed lately.
@@ -34,14 +45,29 @@ impl<S: Ord + Clone> Bars<S> {
     /// Keeps the step from being tried for a while, longer each time in a row. `is_final` says that the failure was a
     /// verdict which trying again is not expected to change.
     pub fn fail(&mut self, step: S, why: String, is_final: bool) {
-        let failures = self.bars.get(&step).map_or(0, |bar| bar.failures);
-        let until = Instant::now() + delay(failures);
-        self.bars.insert(step, Bar { why, is_final, failures: failures + 1, until });
+        let last = Instant::now();
+        let (failures, first) = self.bars.get(&step).map_or((0, last), |bar| (bar.failures, bar.first));
+        let until = last + delay(failures);
+        self.bars.insert(step, Bar { why, is_final, failures: failures + 1, first, last, until });
+    }
+
+    /// Every step may be tried now, and those that fail are held back as briefly as at first. For how long they have
+    /// failed is not forgotten: who looks at that would otherwise never see the end of it.
+    pub fn lift(&mut self) {
+        let now = Instant::now();
+        for bar in self.bars.values_mut() {
+            (bar.failures, bar.until) = (0, bar.until.min(now));
+        }
     }
 
     /// The step was done.
     pub fn done(&mut self, step: &S) {
         self.bars.remove(step);
+    }
+
+    /// Steps of which it does not matter any more that they failed.
+    pub fn forget(&mut self, is_past: impl Fn(&S) -> bool) {
+        self.bars.retain(|step, _| !is_past(step));
     }
 
     /// The steps that are not tried now, with the reason and whether it is a verdict.
@@ -52,6 +78,12 @@ impl<S: Ord + Clone> Bars<S> {
             .filter(|(_, bar)| bar.until > now)
             .map(|(step, bar)| (step.clone(), (bar.why.clone(), bar.is_final)))
             .collect()
+    }
+
+    /// How each step that failed has failed, those that may be tried again by now among them.
+    pub fn failing(&self) -> BTreeMap<S, Failing> {
+        let failing = |bar: &Bar| Failing { is_final: bar.is_final, lasted: bar.last - bar.first };
+        self.bars.iter().map(|(step, bar)| (step.clone(), failing(bar))).collect()
     }
 
     /// When the next step may be tried again.
@@ -95,6 +127,25 @@ mod tests {
         assert!(bars.active().contains_key("s"), "the second time is longer");
         bars.done(&"s");
         assert!(bars.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_step_has_failed_outlives_a_lift_and_not_a_success() {
+        let mut bars = Bars::default();
+        bars.fail("s", "no".into(), false);
+        assert_eq!(bars.failing()["s"].lasted, Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(bars.failing()["s"].lasted, Duration::ZERO, "nobody has tried it since");
+        bars.fail("s", "no".into(), false);
+        bars.lift();
+        assert!(bars.active().is_empty());
+        assert_eq!(bars.failing()["s"], Failing { is_final: false, lasted: Duration::from_secs(20) });
+        bars.fail("s", "never".into(), true);
+        tokio::time::advance(FIRST * 2).await;
+        assert!(bars.active().is_empty(), "held back as at first");
+        assert!(bars.failing()["s"].is_final);
+        bars.done(&"s");
+        assert!(bars.failing().is_empty());
     }
 
     #[test]

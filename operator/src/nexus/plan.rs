@@ -1,5 +1,7 @@
 //! The part of a volume's plan that is about its nexuses.
 
+use std::time::Duration;
+
 use engine_api::{AnaState, Child, ChildReason, ChildState, Nexus, NexusState};
 use uuid::Uuid;
 
@@ -8,6 +10,11 @@ use crate::registry::{SpecStatus, TargetSpec, VolumeOperation, VolumeSpec};
 use crate::replica::growth::is_grown;
 use crate::volume::plan::{Notes, ReasonCode, Step};
 use crate::volume::view::{NexusView, Presence, ReplicaView, VolumeView, is_rebuilding};
+
+/// Also a volume that replaces at once bears with a busy engine, or with a link that was down for a moment.
+const RETURN_TRIED_FOR_MIN: Duration = Duration::from_secs(30);
+/// Also a volume that waits for days for what is away is not left degraded for days by what is there.
+const RETURN_TRIED_FOR_MAX: Duration = Duration::from_secs(600);
 
 /// The target: reserved, made of the members that can be reached, exported, confirmed.
 pub(crate) fn serve(view: &VolumeView, volume: &VolumeSpec, notes: &mut Notes<'_>) -> Option<Step> {
@@ -359,15 +366,33 @@ fn restore(
         Err(step) => return notes.unless_barred(step),
     };
     let online = Step::OnlineChild { nexus: id, uri: child.uri.clone() };
-    // A child that moved, or that the engine does not take back, is taken out and comes in as a new one.
-    if child.uri == uri && can_come_back(nexus, child) && !view.barred.contains_key(&online) {
-        return Some(online);
+    let is_alone = view.is_member(&replica.spec) && !has_online_child(nexus);
+    if child.uri == uri && can_come_back(nexus, child) && !is_given_up(view, &online) {
+        match view.barred.get(&online) {
+            None => return Some(online),
+            // Taken out now, the members would forget what it missed for the sake of a moment's trouble.
+            Some(why) if !is_alone => {
+                let (replica, node) = (replica.spec.uuid, &replica.node);
+                let text = format!("replica {replica} on {node} could not be taken back, tried again: {why}");
+                notes.wait(ReasonCode::Retrying, text);
+                return None;
+            }
+            Some(_) => {}
+        }
     }
-    if view.is_member(&replica.spec) && !has_online_child(nexus) {
+    // A child that moved, or that the engine does not take back, is taken out and comes in as a new one.
+    if is_alone {
         // The last member cannot be taken out and has nobody to be rebuilt from: the target is made anew, in place.
         return notes.unless_barred(Step::DestroyNexus { nexus: id });
     }
     notes.unless_barred(Step::RemoveChild { nexus: id, uri: child.uri.clone() })
+}
+
+/// Whether a child is not asked to come back any more: the engine does not take it, or it has failed for as long as the
+/// volume would wait for a replica that is away. A whole copy is then the lesser evil.
+fn is_given_up(view: &VolumeView, online: &Step) -> bool {
+    let patience = view.replace_after().clamp(RETURN_TRIED_FOR_MIN, RETURN_TRIED_FOR_MAX);
+    view.failing.get(online).is_some_and(|failing| failing.is_final || failing.lasted >= patience)
 }
 
 /// A member that is back in a nexus without any other child that has all data.

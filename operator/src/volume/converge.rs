@@ -47,7 +47,7 @@ pub(crate) async fn converge(
 ) -> Result<Outcome> {
     let deadline = Instant::now() + core.settings.limits.operation;
     // A caller's attempt is made now, whatever failed before.
-    forget_failures(core, uuid);
+    lift_bars(core, uuid);
     let mut last = None;
     for _ in 0..STEPS_MAX {
         if Instant::now() >= deadline {
@@ -164,6 +164,7 @@ async fn perform(core: &Core, uuid: Uuid, step: &Step) -> Result<()> {
         && let Some(notes) = core.volume_notes().get_mut(&uuid)
     {
         notes.bars.done(step);
+        notes.bars.forget(|failed| is_past(failed, step));
     }
     outcome
 }
@@ -201,7 +202,7 @@ fn hold_back(core: &Core, uuid: Uuid, step: &Step, error: &ServiceError) {
     };
     let mut notes = core.volume_notes();
     let notes = notes.entry(uuid).or_default();
-    notes.bars.fail(step.clone(), error.chain(), false);
+    notes.bars.fail(step.clone(), error.chain(), is_verdict(step, error));
     if let Some(pool) = pool {
         // The plan looks only at the pool of this entry: the pool is not chosen again for a while.
         let refused =
@@ -210,9 +211,26 @@ fn hold_back(core: &Core, uuid: Uuid, step: &Step, error: &ServiceError) {
     }
 }
 
-fn forget_failures(core: &Core, uuid: Uuid) {
+/// A child that comes in anew, alone or with its nexus, has not failed to come back yet.
+fn is_past(failed: &Step, done: &Step) -> bool {
+    let Step::OnlineChild { nexus, uri } = failed else { return false };
+    match done {
+        Step::RemoveChild { nexus: of, uri: removed } => (of, removed) == (nexus, uri),
+        Step::CreateNexus { nexus: made, .. } => made == nexus,
+        _ => false,
+    }
+}
+
+/// Whether the engine said of a child that it does not take it back as it is, whenever it is asked. A child that it
+/// cannot open now is none: the way there may be broken for a moment.
+fn is_verdict(step: &Step, error: &ServiceError) -> bool {
+    let is_refusal = matches!(error.kind(), ErrorKind::FailedPrecondition | ErrorKind::Unimplemented);
+    matches!(step, Step::OnlineChild { .. }) && is_refusal
+}
+
+fn lift_bars(core: &Core, uuid: Uuid) {
     if let Some(notes) = core.volume_notes().get_mut(&uuid) {
-        notes.bars = crate::backoff::Bars::default();
+        notes.bars.lift();
     }
 }
 

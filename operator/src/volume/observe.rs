@@ -67,9 +67,10 @@ fn arrival(core: &Core, view: &VolumeView) -> Arrival {
 pub(crate) fn observe_memory(core: &Core, uuid: Uuid) -> VolumeView {
     let mut barred: BTreeMap<Step, String> = BTreeMap::new();
     let mut refused_by: BTreeMap<String, String> = BTreeMap::new();
-    {
-        let notes = core.volume_notes();
-        let active = notes.get(&uuid).map(|notes| notes.bars.active()).unwrap_or_default();
+    let mut failing = BTreeMap::new();
+    if let Some(notes) = core.volume_notes().get(&uuid) {
+        failing = notes.bars.failing();
+        let active = notes.bars.active();
         for (step, (why, _)) in active {
             if let Step::ReserveReplica { pool, .. } = &step {
                 refused_by.insert(pool.clone(), why.clone());
@@ -96,6 +97,7 @@ pub(crate) fn observe_memory(core: &Core, uuid: Uuid) -> VolumeView {
         pools,
         records: BTreeMap::new(),
         barred,
+        failing,
         arrival: Arrival::Awaited,
         fresh: Uuid::new_v4(),
         settings: core.settings.heal.clone(),

@@ -7,6 +7,7 @@ use engine_api::{ChildState, Nexus, Replica};
 use uuid::Uuid;
 
 use super::plan::Step;
+use crate::backoff::Failing;
 use crate::engines::watchdog::NodeStatus;
 use crate::registry::{NexusSpec, ReplicaSpec, SpecStatus, VolumeSpec};
 use crate::scheduler::{Group, PoolCandidate, ThinLimits};
@@ -133,6 +134,8 @@ pub struct VolumeView {
     pub records: BTreeMap<Uuid, NexusRecord>,
     /// Steps that failed lately and are not tried again yet, with the reason.
     pub barred: BTreeMap<Step, String>,
+    /// How steps that were not done since have failed, whether or not they may be tried again now.
+    pub failing: BTreeMap<Step, Failing>,
     /// What is known of the hosts of a target that is to take over.
     pub arrival: Arrival,
     /// An id nobody has, for what this decision brings into being.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use engine_api::layout::replica_bytes;
 use engine_api::{Child, ChildReason, ChildState, Nexus, Replica};
+use operator::backoff::Failing;
 use operator::registry::intent::{IntentVerdict, verdict};
 use operator::registry::{SpecStatus, VolumeOperation};
 use operator::volume::plan::{Plan, ReasonCode, Step, plan};
@@ -48,9 +49,7 @@ fn the_reason_for_no_place_names_the_filter_pool_by_pool() {
 fn a_child_that_came_back_is_brought_back_and_one_the_engine_does_not_take_is_added_anew() {
     let online = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
     assert_eq!(online.step(), Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) });
-    let refused = online.with(|view| {
-        view.barred.insert(Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) }, "no".into());
-    });
+    let refused = could_not_come_back(online, true, Duration::ZERO);
     assert_eq!(refused.step(), Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) });
     // Away when its target moved, for one: the members know what it missed (SAFETY D2).
     let unopened = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::CannotOpen);
@@ -61,6 +60,67 @@ fn a_child_that_came_back_is_brought_back_and_one_the_engine_does_not_take_is_ad
         .published(Presence::Here(shown_nexus(&[child(1, ChildState::Online)])))
         .with(|view| view.replicas[1].spec.healthy = false);
     assert_eq!(removed.step(), Step::AddChild { nexus: id(NEXUS), uri: uri_of(2) });
+}
+
+/// Its engine was asked to take replica 2 back and did not: it is held back now.
+fn could_not_come_back(scene: Scene, is_final: bool, lasted: Duration) -> Scene {
+    let online = Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) };
+    scene.with(|view| {
+        view.barred.insert(online.clone(), "the engine is busy".into());
+        view.failing.insert(online, Failing { is_final, lasted });
+    })
+}
+
+#[test]
+fn d2_a_child_that_fails_to_come_back_stays_in_for_as_long_as_one_that_is_away_would_be_waited_for() {
+    let away = || Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
+    let (online, remove) = (
+        Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) },
+        Step::RemoveChild { nexus: id(NEXUS), uri: uri_of(2) },
+    );
+    let failed_for = |secs| could_not_come_back(away(), false, Duration::from_secs(secs));
+    for secs in [0, 599] {
+        assert_eq!(failed_for(secs).codes(), [ReasonCode::Retrying], "{secs} s");
+        let text = failed_for(secs).texts();
+        assert!(text.contains("on b could not be taken back, tried again: the engine is busy"), "{text}");
+        // The back-off is over.
+        assert_eq!(failed_for(secs).with(|view| view.barred.clear()).step(), online, "{secs} s");
+    }
+    assert_eq!(failed_for(600).step(), remove);
+    assert_eq!(failed_for(600).with(|view| view.barred.clear()).step(), remove, "not asked again");
+
+    let waits = |secs, failed: u64| {
+        failed_for(failed).volume(|volume| volume.policy.replace_after = Some(Duration::from_secs(secs)))
+    };
+    assert_eq!(waits(100, 99).codes(), [ReasonCode::Retrying], "as the volume's own policy says");
+    assert_eq!(waits(100, 100).step(), remove);
+    assert_eq!(waits(0, 29).codes(), [ReasonCode::Retrying], "a hiccup never costs a whole copy");
+    assert_eq!(waits(0, 30).step(), remove);
+    assert_eq!(waits(86_400, 600).step(), remove, "it is there: no volume stays degraded for a day");
+}
+
+#[test]
+fn a_child_that_fails_to_come_back_and_goes_away_is_away() {
+    let failed = Scene::new().serving().child_is(2, ChildState::Faulted, ChildReason::IoFailure);
+    let failed = could_not_come_back(failed, false, Duration::from_secs(5));
+    assert_eq!(failed.gone(1, Duration::from_secs(5)).codes(), [ReasonCode::ReplicaAway]);
+}
+
+/// Nobody serves its hosts meanwhile, and nobody knows of anything that it missed.
+#[test]
+fn the_last_member_that_fails_to_come_back_is_not_waited_for_its_target_is_made_anew() {
+    let alone = Scene::new()
+        .serving()
+        .child_is(1, ChildState::Faulted, ChildReason::IoFailure)
+        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
+        .with(|view| {
+            view.replicas[0].spec.healthy = false;
+            view.replicas[1].spec.healthy = true;
+        })
+        .gone(0, Duration::ZERO);
+    assert_eq!(alone.step(), Step::OnlineChild { nexus: id(NEXUS), uri: uri_of(2) });
+    let failed = could_not_come_back(alone, false, Duration::ZERO);
+    assert_eq!(failed.step(), Step::DestroyNexus { nexus: id(NEXUS) });
 }
 
 #[test]

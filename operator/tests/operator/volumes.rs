@@ -5,10 +5,11 @@ use std::time::Duration;
 use engine_api::sim::{Rebuilds, When};
 use engine_api::{ApiError, Call, ChildReason, DestroyReplica, Engine, ErrorKind as EngineErrorKind};
 use operator::error::ErrorKind;
+use operator::volume::plan::ReasonCode;
 use operator::volume::status::VolumeStatus;
 use uuid::Uuid;
 
-use super::lab::{DISK, GIB, Lab, anywhere, on, volume};
+use super::lab::{DISK, GIB, Lab, anywhere, on, settings, volume};
 
 const V: Uuid = Uuid::from_u128(7);
 
@@ -341,6 +342,14 @@ async fn a_pool_that_an_engine_does_not_have_loaded_is_imported_never_made_anew(
 
 /// What is asked of the target's engine until a volume whose remote child failed so is whole again.
 async fn calls_after(reason: ChildReason) -> Vec<(&'static str, &'static str)> {
+    calls_after_failures(reason, &[]).await
+}
+
+/// The same, where the engine first answers so when it is asked to take the child back.
+async fn calls_after_failures(
+    reason: ChildReason,
+    answers: &[EngineErrorKind],
+) -> Vec<(&'static str, &'static str)> {
     let lab = Lab::new(&["a", "b"]);
     let operator = lab.with_pools().await;
     operator.core.volumes().create(volume(7, 2)).await.unwrap();
@@ -348,6 +357,9 @@ async fn calls_after(reason: ChildReason) -> Vec<(&'static str, &'static str)> {
     let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
     let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
     lab.take_calls();
+    for kind in answers {
+        lab.engine("a").fail_next("child_operation", When::BeforeEffect, ApiError::new(*kind, "injected"));
+    }
     lab.cluster.fault_child(nexus.uuid, &remote.uri, reason).unwrap();
     operator.settle("a child failed").await;
     assert_eq!(operator.status(V), VolumeStatus::Online);
@@ -366,6 +378,65 @@ async fn d2_a_child_that_could_not_be_opened_is_not_taken_out() {
     let calls = calls_after(ChildReason::CannotOpen).await;
     assert!(calls.contains(&("a", "child_operation")), "{calls:?}");
     assert!(!calls.contains(&("a", "remove_child")), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d2_a_child_that_fails_to_come_back_for_a_moment_is_not_copied_whole() {
+    use EngineErrorKind as Kind;
+    let moments: [&[Kind]; 5] = [
+        &[Kind::Internal],
+        // It cannot be opened: the way there is broken.
+        &[Kind::InvalidArgument],
+        &[Kind::DeadlineExceeded],
+        &[Kind::Aborted],
+        &[Kind::Internal, Kind::InvalidArgument, Kind::Internal, Kind::Internal],
+    ];
+    for answers in moments {
+        let calls = calls_after_failures(ChildReason::IoFailure, answers).await;
+        let asked = calls.iter().filter(|call| **call == ("a", "child_operation")).count();
+        assert_eq!(asked, answers.len() + 1, "{answers:?}: {calls:?}");
+        let anew = |call: &(&str, &str)| matches!(call.1, "remove_child" | "add_child" | "create_replica");
+        assert!(!calls.iter().any(anew), "{answers:?}: {calls:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_the_engine_refuses_to_take_back_is_added_anew_at_once() {
+    for verdict in [EngineErrorKind::FailedPrecondition, EngineErrorKind::Unimplemented] {
+        let calls = calls_after_failures(ChildReason::IoFailure, &[verdict]).await;
+        let asked = calls.iter().filter(|call| **call == ("a", "child_operation")).count();
+        assert_eq!(asked, 1, "{calls:?}");
+        assert!(calls.contains(&("a", "remove_child")) && calls.contains(&("a", "add_child")), "{calls:?}");
+    }
+}
+
+/// Callers come and go meanwhile, each with an attempt of its own: the end comes all the same.
+#[tokio::test(start_paused = true)]
+async fn a_child_that_never_comes_back_is_added_anew_when_one_that_is_away_would_be_replaced() {
+    let lab = Lab::new(&["a", "b"]);
+    let operator = lab.with_pools().await;
+    operator.core.volumes().create(volume(7, 2)).await.unwrap();
+    operator.core.volumes().publish(V, on("a")).await.unwrap();
+    let nexus = lab.engine("a").list_nexuses().await.unwrap().remove(0);
+    let remote = nexus.children.iter().find(|child| child.uri.starts_with("nvmf")).unwrap();
+    for _ in 0..1000 {
+        let error = ApiError::new(EngineErrorKind::Internal, "injected");
+        lab.engine("a").fail_next("child_operation", When::BeforeEffect, error);
+    }
+    lab.cluster.fault_child(nexus.uuid, &remote.uri, ChildReason::IoFailure).unwrap();
+    lab.take_calls();
+    let patience = settings().heal.replace_after;
+    for n in 1..patience.as_secs() / 10 {
+        operator.pass_for(Duration::from_secs(10)).await;
+        operator.core.volumes().resize(V, GIB + (n << 23)).await.unwrap();
+        let reasons = operator.core.volumes().reasons(V);
+        assert!(reasons.iter().any(|reason| reason.code == ReasonCode::Retrying), "{reasons:?}");
+    }
+    assert!(!lab.take_calls().contains(&("a", "remove_child")));
+    operator.pass_for(Duration::from_secs(90)).await;
+    let calls = lab.take_calls();
+    assert!(calls.contains(&("a", "remove_child")) && calls.contains(&("a", "add_child")), "{calls:?}");
+    assert_eq!(operator.status(V), VolumeStatus::Online);
 }
 
 #[tokio::test(start_paused = true)]

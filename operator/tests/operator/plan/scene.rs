@@ -53,6 +53,7 @@ impl Scene {
             pools: ["a", "b", "c"].map(pool).into(),
             records: BTreeMap::new(),
             barred: BTreeMap::new(),
+            failing: BTreeMap::new(),
             arrival: Arrival::Awaited,
             fresh: id(0xf),
             settings: HealSettings::default(),
