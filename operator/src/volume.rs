@@ -197,11 +197,8 @@ impl<'a> Volumes<'a> {
         }
         // What an earlier target left behind goes first, or says why it cannot.
         self.drive(uuid, |view| view.nexuses.iter().all(is_out_of_the_way)).await?;
-        // Two volumes of a group that are published at once do not choose the same node.
-        let alone = match spec.affinity_group {
-            Some(_) => Some(self.core.registry.placement().await),
-            None => None,
-        };
+        // Volumes that are published at once see each other's choice.
+        let alone = self.core.registry.placement().await;
         let view = observe::observe(self.core, uuid).await?;
         let node = self.choose_node(&view, &request)?;
         let published = self

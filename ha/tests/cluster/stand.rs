@@ -202,6 +202,7 @@ fn rendered(id: Uuid, published: Published) -> Volume {
             }),
             uuid: id,
             topology: None,
+            affinity_group: None,
             policy: VolumePolicy { self_heal: true },
             thin: false,
             num_snapshots: 0,

@@ -24,8 +24,8 @@ pub struct NodeCandidate {
     pub has_nexus: bool,
     /// A healthy replica of the volume is on it.
     pub has_replica: bool,
-    /// Nexuses it serves.
-    pub nexuses: usize,
+    /// Targets that are there or are to be.
+    pub targets: usize,
     /// Targets of the volume's affinity group that are there.
     pub group_targets: usize,
 }
@@ -54,7 +54,7 @@ impl fmt::Display for NoTarget {
 impl std::error::Error for NoTarget {}
 
 /// The best node, or why each was refused. Volumes of an affinity group part first; then local reads are cheapest, then the
-/// node with the fewest nexuses.
+/// node with the fewest targets.
 pub fn choose_target<'a>(ask: &TargetAsk, nodes: &'a [NodeCandidate]) -> Result<&'a NodeCandidate, NoTarget> {
     let mut refusals = Vec::new();
     let mut left = Vec::new();
@@ -66,7 +66,7 @@ pub fn choose_target<'a>(ask: &TargetAsk, nodes: &'a [NodeCandidate]) -> Result<
     }
     let rank = |c: &NodeCandidate| {
         let is_elsewhere = ask.preferred.as_deref() != Some(c.node.as_str());
-        (c.group_targets, is_elsewhere, !c.has_replica, c.nexuses, c.node.clone())
+        (c.group_targets, is_elsewhere, !c.has_replica, c.targets, c.node.clone())
     };
     left.into_iter().min_by_key(|c| rank(c)).ok_or(NoTarget { refusals })
 }
@@ -101,14 +101,14 @@ mod tests {
             is_cordoned: false,
             has_nexus: false,
             has_replica: false,
-            nexuses: 0,
+            targets: 0,
             group_targets: 0,
         }
     }
 
     #[test]
     fn a_target_goes_to_the_preferred_then_local_then_idlest_node() {
-        let nodes = [node("a"), NodeCandidate { has_replica: true, nexuses: 5, ..node("b") }, node("c")];
+        let nodes = [node("a"), NodeCandidate { has_replica: true, targets: 5, ..node("b") }, node("c")];
         let chosen = |ask: &TargetAsk| choose_target(ask, &nodes).map(|n| n.node.clone()).ok();
         assert_eq!(chosen(&TargetAsk::default()).as_deref(), Some("b"));
         let preferred = TargetAsk { preferred: Some("c".into()), ..TargetAsk::default() };

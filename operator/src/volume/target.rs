@@ -1,10 +1,12 @@
 //! Which node serves a volume: what the choice looks at.
 
+use std::collections::BTreeMap;
+
 use super::view::VolumeView;
 use super::{PublishVolume, Volumes};
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{Result, ServiceError};
-use crate::registry::NodeSpec;
+use crate::registry::{NodeSpec, VolumeSpec};
 use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
 
 impl Volumes<'_> {
@@ -26,6 +28,11 @@ impl Volumes<'_> {
     /// The nodes as the choice of a target sees them.
     pub(super) fn candidates(self, view: &VolumeView) -> Vec<NodeCandidate> {
         let inner = self.core.registry.lock();
+        // As wanted, not as engines show: of two volumes published at once the second sees where the first will be.
+        let mut targets = BTreeMap::<&str, usize>::new();
+        for target in inner.specs::<VolumeSpec>().flat_map(|v| v.target.iter().chain(&v.moving)) {
+            *targets.entry(&target.node).or_default() += 1;
+        }
         let candidate = |node: &NodeSpec| NodeCandidate {
             node: node.id.clone(),
             is_online: view.nodes.get(&node.id).is_some_and(|n| n.status == NodeStatus::Online),
@@ -35,7 +42,7 @@ impl Volumes<'_> {
                 .replicas
                 .iter()
                 .any(|r| r.node == node.id && view.is_member(&r.spec) && r.presence.here().is_some()),
-            nexuses: inner.states.believed(&node.id).map_or(0, |held| held.nexuses.len()),
+            targets: targets.get(node.id.as_str()).copied().unwrap_or(0),
             group_targets: view.group.as_ref().map_or(0, |group| group.targets_on_node(&node.id)),
         };
         inner.specs::<NodeSpec>().map(candidate).collect()

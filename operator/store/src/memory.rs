@@ -166,6 +166,8 @@ impl MemoryStore {
         if self.verdict(Moment::Before(transaction)) == Verdict::Halt {
             return std::future::pending().await;
         }
+        // No store answers before its caller has waited: what others do meanwhile is to be met in tests too.
+        tokio::task::yield_now().await;
         let name = transaction.then.first().map_or(String::new(), |operation| match operation {
             Operation::Put { key, .. } | Operation::Delete { key } => key.clone(),
         });

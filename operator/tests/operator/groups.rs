@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine_api::sim::DiskContent;
+use engine_api::sim::{DiskContent, When};
+use engine_api::{ApiError, ErrorKind as EngineErrorKind};
 use operator::error::ErrorKind;
 use operator::pool::CreatePool;
 use operator::registry::PoolSpec;
@@ -111,8 +112,12 @@ async fn ag_c2_a_volume_without_a_node_of_its_own_is_refused_and_says_why() {
         let other = CreateVolume { affinity_group: Some("shop/logs-db".into()), ..volume(4, 1) };
         operator.core.volumes().create(other).await.unwrap();
         operator.core.volumes().create(volume(5, 1)).await.unwrap();
-        // One that goes makes room.
-        operator.core.volumes().destroy(Uuid::from_u128(1)).await.unwrap();
+        // One that goes makes room, also while its replica is still there.
+        let node = operator.places([1]).remove(0).1;
+        let busy = ApiError::new(EngineErrorKind::Unavailable, "busy");
+        lab.engine(&node).fail_next("destroy_replica", When::BeforeEffect, busy);
+        operator.core.volumes().destroy(Uuid::from_u128(1)).await.unwrap_err();
+        assert_eq!(operator.replicas(Uuid::from_u128(1)).len(), 1);
         operator.core.volumes().create(of_group(3, 1, thin)).await.unwrap();
     }
 }
@@ -167,23 +172,26 @@ async fn ag_p1_a_target_goes_where_the_group_has_none() {
     assert_eq!(operator.publish_on(6, anywhere()).await, "a");
 }
 
-/// Published at once they see each other.
+/// Published at once they see each other's choice, in a group or not.
 #[tokio::test(start_paused = true)]
 async fn ag_p1_targets_that_are_made_at_once_part() {
-    let lab = Lab::new(&["a", "b", "c"]);
-    let operator = lab.with_pools().await;
-    for n in 1..=3 {
-        operator.core.volumes().create(of_group(n, 3, true)).await.unwrap();
+    for affinity_group in [Some("shop/data-db".to_owned()), None] {
+        let lab = Lab::new(&["a", "b", "c"]);
+        let operator = lab.with_pools().await;
+        for n in 1..=3 {
+            let request = CreateVolume { affinity_group: affinity_group.clone(), ..volume(n, 3) };
+            operator.core.volumes().create(request).await.unwrap();
+        }
+        let publish = |n: u128| {
+            let core = operator.core.clone();
+            tokio::spawn(async move { core.volumes().publish(Uuid::from_u128(n), anywhere()).await })
+        };
+        let mut nodes = BTreeSet::new();
+        for published in [publish(1), publish(2), publish(3)] {
+            nodes.insert(published.await.unwrap().unwrap().target.unwrap().node);
+        }
+        assert_eq!(nodes.len(), 3, "{affinity_group:?}: {nodes:?}");
     }
-    let publish = |n: u128| {
-        let core = operator.core.clone();
-        tokio::spawn(async move { core.volumes().publish(Uuid::from_u128(n), anywhere()).await })
-    };
-    let mut nodes = BTreeSet::new();
-    for published in [publish(1), publish(2), publish(3)] {
-        nodes.insert(published.await.unwrap().unwrap().target.unwrap().node);
-    }
-    assert_eq!(nodes.len(), 3, "{nodes:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,8 +232,9 @@ async fn ag_s2_what_is_removed_leaves_the_group_spread() {
         let operator = lab.with_pools().await;
         for n in 1..=3 {
             operator.core.volumes().create(of_group(n, 3, true)).await.unwrap();
+            // All on one node, whose replicas would be kept if locality came first.
             if is_published {
-                operator.publish_on(n, anywhere()).await;
+                operator.publish_on(n, on("c")).await;
             }
         }
         for n in 1..=3 {
