@@ -37,7 +37,8 @@ impl Lab {
         let socket = folder.path().join("nvme.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let attach_limit = Duration::from_millis(300);
-        let settings = Settings { attach_limit, ..Settings::new(HostIdentity::of_node("node-1")) };
+        let settings =
+            Settings { attach_limit, ..Settings::new(HostIdentity::of_node("node-1").expect("a name")) };
         let initiator = Initiator::new(Arc::new(host.clone()), settings);
         tokio::spawn(
             tonic::transport::Server::builder()

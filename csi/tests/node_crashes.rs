@@ -99,7 +99,7 @@ impl Lab {
             self.life = self.lives.pop().map_or_else(Life::default, Life::ending_after);
             let nvme = Arc::new(self.nvme.in_life(self.life.clone()));
             let mounts: Arc<dyn Mounts> = Arc::new(self.mounts.in_life(self.life.clone()));
-            let initiator = Initiator::new(nvme, Settings::new(HostIdentity::of_node("node-1")));
+            let initiator = Initiator::new(nvme, Settings::new(HostIdentity::of_node("node-1").unwrap()));
             let freezer = FreezeService::new(initiator.clone(), mounts.clone());
             let tidied = tidy_up(&initiator, &mounts, &freezer).await;
             if self.life.is_over() {

@@ -46,7 +46,7 @@ struct Lab {
 impl Lab {
     async fn new(volumes: &[Uuid]) -> Self {
         let (nvme, memory) = (MemoryNvme::default(), MemoryMounts::default());
-        let settings = Settings::new(HostIdentity::of_node("node-1"));
+        let settings = Settings::new(HostIdentity::of_node("node-1").unwrap());
         let initiator = Initiator::new(Arc::new(nvme.clone()), settings);
         let mut addresses = Vec::new();
         for (number, volume) in volumes.iter().enumerate() {

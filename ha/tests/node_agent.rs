@@ -213,7 +213,7 @@ impl Drop for Node {
 
 fn connect(host: &dyn Nvme, address: SocketAddr, volume: u128) {
     let options = ConnectOptions {
-        host: HostIdentity::of_node("node-1"),
+        host: HostIdentity::of_node("node-1").unwrap(),
         io_queues: 1,
         reconnect_delay: Duration::from_secs(1),
         controller_loss: None,
@@ -395,7 +395,7 @@ impl Serving {
         let socket = folder.path().join("nvme.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let attach_limit = Duration::from_millis(300);
-        let settings = Settings { attach_limit, ..Settings::new(HostIdentity::of_node("node-1")) };
+        let settings = Settings { attach_limit, ..Settings::new(HostIdentity::of_node("node-1").unwrap()) };
         let initiator = Initiator::new(Arc::new(host.clone()), settings);
         let server = Server::builder().add_service(NvmeService::server(initiator));
         tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));

@@ -155,11 +155,14 @@ pub enum ConfigError {
     /// The host name.
     #[error("NVMe host name {given:?}")]
     HostNqn {
-        /// As given or made.
+        /// As given.
         given: String,
         /// Why not.
         source: nvme::nqn::NqnError,
     },
+    /// The node's name.
+    #[error("make an NVMe host name of this node's name, or give one with --host-nqn")]
+    NodeNqn(#[source] nvme::node::NodeNameError),
 }
 
 /// What the engine runs with.
@@ -240,8 +243,10 @@ impl Options {
                 .map_err(|source| ConfigError::Target { given: given.clone(), source })?,
             None => self.pod_ip.unwrap_or(Ipv4Addr::LOCALHOST.into()),
         };
-        let nqn = self.host_nqn.unwrap_or_else(|| engine_api::node_host_nqn(&node));
-        let host_nqn = Nqn::new(&nqn).map_err(|source| ConfigError::HostNqn { given: nqn, source })?;
+        let host_nqn = match self.host_nqn {
+            Some(given) => Nqn::new(&given).map_err(|source| ConfigError::HostNqn { given, source })?,
+            None => nvme::node::host_nqn(&node).map_err(ConfigError::NodeNqn)?,
+        };
         let reachable = match self.grpc_ip {
             ip if ip.is_unspecified() => self.pod_ip.unwrap_or(target),
             ip => ip,
@@ -276,8 +281,23 @@ mod tests {
     use super::*;
 
     fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
-        let arguments = [&["io-engine", "-N", "n1", "-T", "127.0.0.1"], arguments].concat();
+        config_of("n1", arguments)
+    }
+
+    fn config_of(node: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
+        let arguments = [&["io-engine", "-N", node, "-T", "127.0.0.1"], arguments].concat();
         Options::try_parse_from(arguments).expect("options are known").into_config()
+    }
+
+    #[test]
+    fn a_node_whose_name_no_nqn_has_room_for_needs_a_host_name_of_its_own() {
+        let (longest, longer) = ("n".repeat(190), "n".repeat(191));
+        assert_eq!(config_of(&longest, &[]).expect("it fits").host_nqn.as_str().len(), 223);
+        let error = telemetry::chain(&config_of(&longer, &[]).expect_err("too long"));
+        assert!(error.contains("--host-nqn: a node's name has 190 bytes at most"), "{error}");
+        let own = "nqn.2019-05.io.openebs:node-name:n1";
+        let named = config_of(&longer, &["--host-nqn", own]).expect("it has one");
+        assert_eq!((named.node, named.host_nqn.as_str()), (longer, own));
     }
 
     #[test]

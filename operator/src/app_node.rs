@@ -44,7 +44,9 @@ impl<'a> AppNodes<'a> {
         labels: BTreeMap<String, String>,
     ) -> Result<AppNodeSpec> {
         self.core.registry.ensure_authority()?;
-        if id.is_empty() || endpoint.is_empty() || endpoint.len() > ENDPOINT_LENGTH_MAX {
+        // Volumes are published to it by the NVMe host name that is made of its name.
+        nvme::node::host_nqn(id).map_err(|error| ServiceError::invalid(error.to_string()))?;
+        if endpoint.is_empty() || endpoint.len() > ENDPOINT_LENGTH_MAX {
             return Err(ServiceError::invalid("a node registers with its name and address:port"));
         }
         if labels.len() > LABELS_MAX {

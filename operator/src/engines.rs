@@ -278,6 +278,7 @@ impl Engines {
     }
 
     async fn write_down(&self, info: &NodeInfo) -> Result<()> {
+        check_host_nqn(info)?;
         let update = |spec: &mut NodeSpec| {
             spec.endpoint.clone_from(&info.grpc_endpoint);
             spec.node_nqn.clone_from(&info.host_nqn);
@@ -397,6 +398,17 @@ impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.registry.lock().states.node_mut(self.node).end_change();
     }
+}
+
+/// Replicas admit a node's engine by its host NQN: with one that no NQN can be, nothing on the node could be used, and
+/// every engine that is asked to admit it would refuse.
+fn check_host_nqn(info: &NodeInfo) -> Result<()> {
+    let (node, given) = (&info.node, info.host_nqn.as_deref());
+    let sound = match given {
+        Some(given) => nvme::Nqn::new(given).map_err(|error| format!("its host NQN {given:?}: {error}")),
+        None => nvme::node::host_nqn(node).map_err(|error| error.to_string()),
+    };
+    sound.map(drop).map_err(ServiceError::invalid)
 }
 
 /// Keys whose values differ.

@@ -90,8 +90,10 @@ struct Args {
 }
 
 impl Args {
-    fn settings(&self) -> Settings {
-        let host = HostIdentity::of_node(&self.node_name).with_id(self.host_id);
+    fn settings(&self) -> Result<Settings> {
+        let host = HostIdentity::of_node(&self.node_name)
+            .context("make an NVMe host name of --node-name")?
+            .with_id(self.host_id);
         let mut settings = Settings::new(host);
         if let Some(queues) = self.nvme_nr_io_queues {
             settings.connect.io_queues = queues.max(1);
@@ -101,7 +103,7 @@ impl Args {
             u64::try_from(self.nvme_ctrl_loss_tmo).ok().map(Duration::from_secs);
         settings.connect.keep_alive = Duration::from_secs(self.nvme_keep_alive_tmo);
         settings.io_timeout = Duration::from_millis(self.nvme_io_timeout_ms);
-        settings
+        Ok(settings)
     }
 }
 
@@ -110,6 +112,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let _telemetry = telemetry::init(&telemetry::TelemetryOptions::new("csi-node", &args.log))?;
     let signal = telemetry::shutdown_requested()?;
+    let settings = args.settings()?;
     let host = SysfsNvme::new("/");
     host.preflight().context("this machine cannot use volumes")?;
     if let Some(limit) = host.admin_timeout().filter(|limit| *limit > ADMIN_TIMEOUT_MAX) {
@@ -119,7 +122,6 @@ async fn main() -> Result<()> {
              command line"
         );
     }
-    let settings = args.settings();
     info!(
         host.nqn = settings.connect.host.nqn, host.id = %settings.connect.host.id, ?settings.io_timeout,
         "csi-node started"

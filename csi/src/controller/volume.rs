@@ -6,7 +6,7 @@ use control_api::{Volume, VolumeStatus};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::host::identity::PRODUCT_NQN_PREFIX;
+use crate::host::identity::NODE_NQN_PREFIX;
 use crate::proto::csi;
 
 /// The label of every node that can use volumes.
@@ -63,8 +63,7 @@ pub(super) fn published_nodes(volume: &Volume) -> Vec<String> {
 }
 
 fn node_of(nqn: &str) -> String {
-    let node = nqn.strip_prefix(PRODUCT_NQN_PREFIX).and_then(|name| name.strip_prefix("node-name:"));
-    node.unwrap_or(nqn).to_owned()
+    nqn.strip_prefix(NODE_NQN_PREFIX).unwrap_or(nqn).to_owned()
 }
 
 /// How well a volume is, for people.

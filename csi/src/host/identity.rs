@@ -1,9 +1,8 @@
 //! Who a host is to targets. SAFETY F6: one host, one identity.
 
+use nvme::node::NodeNameError;
+pub use nvme::node::{NODE_NQN_PREFIX, PRODUCT_NQN_PREFIX};
 use uuid::Uuid;
-
-/// What the NQNs of volumes begin with.
-pub const PRODUCT_NQN_PREFIX: &str = "nqn.2019-05.io.openebs:";
 
 /// The NQN and the identifier that a host introduces itself with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +22,9 @@ impl HostIdentity {
         Self { nqn, id }
     }
 
-    /// The application node of this name, as the control plane admits it.
-    pub fn of_node(name: &str) -> Self {
-        Self::of(format!("{PRODUCT_NQN_PREFIX}node-name:{name}"))
+    /// The application node of this name, as the control plane admits it; refused where no NQN has room for the name.
+    pub fn of_node(name: &str) -> Result<Self, NodeNameError> {
+        Ok(Self::of(nvme::node::host_nqn(name)?.as_str()))
     }
 
     /// With an id that somebody configured.
@@ -52,13 +51,21 @@ mod tests {
     /// F6: a changed derivation makes a host another host to its own reservations and associations.
     #[test]
     fn f6_the_host_id_is_a_function_of_the_host_nqn_and_never_changes() {
-        let host = HostIdentity::of_node("node-1");
+        let host = HostIdentity::of_node("node-1").expect("a name");
         assert_eq!(host.nqn, "nqn.2019-05.io.openebs:node-name:node-1");
         assert_eq!(host.id.to_string(), "1082e472-e96e-5f97-9a2f-6f8a69e1abd3");
-        assert_eq!(HostIdentity::of_node("node-1"), host);
+        assert_eq!(HostIdentity::of_node("node-1").as_ref(), Ok(&host));
         let configured = Uuid::from_u128(7);
         assert_eq!(host.clone().with_id(Some(configured)).id, configured);
         assert_eq!(host.clone().with_id(None), host);
+    }
+
+    #[test]
+    fn a_node_whose_name_no_nqn_has_room_for_is_no_host() {
+        let longest = "n".repeat(nvme::node::NODE_NAME_BYTES_MAX);
+        assert_eq!(HostIdentity::of_node(&longest).expect("it fits").nqn.len(), 223);
+        let error = HostIdentity::of_node(&format!("{longest}n")).expect_err("too long");
+        assert!(error.to_string().contains("190 bytes at most"), "{error}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn target(address: &str) -> Target {
 
 fn options() -> ConnectOptions {
     ConnectOptions {
-        host: HostIdentity::of_node("node-1"),
+        host: HostIdentity::of_node("node-1").expect("a name"),
         io_queues: 2,
         reconnect_delay: Duration::from_secs(1),
         controller_loss: None,

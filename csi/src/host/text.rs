@@ -211,7 +211,7 @@ mod tests {
     fn f5_the_line_for_the_kernel_never_gives_up_and_never_fails_fast() {
         let target = Target { nqn: NQN.into(), address: "10.77.0.1:8420".parse().unwrap() };
         let mut options = ConnectOptions {
-            host: HostIdentity::of_node("n1"),
+            host: HostIdentity::of_node("n1").expect("a name"),
             io_queues: 2,
             reconnect_delay: Duration::from_secs(1),
             controller_loss: None,

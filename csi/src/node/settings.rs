@@ -88,7 +88,7 @@ mod tests {
     /// F5: out of the box the host outlives every outage, and takes a lost target for lost within seconds.
     #[test]
     fn f5_by_default_the_host_never_gives_up() {
-        let settings = Settings::new(HostIdentity::of_node("n1"));
+        let settings = Settings::new(HostIdentity::of_node("n1").expect("a name"));
         assert_eq!(settings.connect.controller_loss, None);
         assert_eq!(settings.connect.reconnect_delay, Duration::from_secs(1));
         assert_eq!(settings.connect.keep_alive, Duration::from_secs(2));
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_publish_context_changes_what_it_names() {
-        let settings = Settings::new(HostIdentity::of_node("n1"));
+        let settings = Settings::new(HostIdentity::of_node("n1").expect("a name"));
         let context = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };

@@ -63,7 +63,7 @@ impl Lab {
 
     fn serve(nvme: &MemoryNvme, mounts: &MemoryMounts, socket: &Path) -> NodeClient<Channel> {
         let listener = UnixListener::bind(socket).unwrap();
-        let settings = Settings::new(HostIdentity::of_node("node-1"));
+        let settings = Settings::new(HostIdentity::of_node("node-1").expect("a name"));
         let initiator = Initiator::new(Arc::new(nvme.clone()), settings);
         let service = NodePlugin::server("node-1".into(), initiator, Arc::new(mounts.clone()));
         let is_ready = Arc::new(|| {

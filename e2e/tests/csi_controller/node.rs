@@ -35,7 +35,7 @@ impl Machine {
     fn start(name: &str, socket: &Path) -> Result<Self> {
         let (nvme, mounts) = (MemoryNvme::default(), MemoryMounts::default());
         mounts.add_disk(DISK, u64::try_from(SIZE_MIB * MIB)?);
-        let initiator = Initiator::new(Arc::new(nvme.clone()), Settings::new(HostIdentity::of_node(name)));
+        let initiator = Initiator::new(Arc::new(nvme.clone()), Settings::new(HostIdentity::of_node(name)?));
         let service = NodePlugin::server(name.into(), initiator, Arc::new(mounts.clone()));
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(listen(socket)?));

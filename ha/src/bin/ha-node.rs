@@ -31,6 +31,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let _telemetry = telemetry::init(&telemetry::TelemetryOptions::new("ha-node", &args.log))?;
     let signal = telemetry::shutdown_requested()?;
+    args.check()?;
     let host = Arc::new(SysfsNvme::new("/"));
     host.preflight().context("paths of this machine cannot be replaced")?;
     let log = KernelLog::open(Path::new(KERNEL_LOG))

@@ -66,7 +66,7 @@ impl Published {
 }
 
 /// What the host NQN of a node begins with; its name follows.
-pub const HOST_NQN_PREFIX: &str = "nqn.2019-05.io.openebs:node-name:";
+pub const HOST_NQN_PREFIX: &str = csi::host::identity::NODE_NQN_PREFIX;
 
 /// How a volume is to be republished.
 #[derive(Clone, Debug, PartialEq, Eq)]

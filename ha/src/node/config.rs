@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use clap::Parser;
+use csi::host::HostIdentity;
 
 use super::cluster::Myself;
 
@@ -57,6 +59,12 @@ impl Args {
     /// Where to serve.
     pub fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.grpc_ip, self.grpc_port)
+    }
+
+    /// Refuses a node name of which no NVMe host name can be made: csi-node beside us does, and no target would admit it.
+    pub fn check(&self) -> Result<()> {
+        HostIdentity::of_node(&self.node_name).context("make an NVMe host name of --node-name")?;
+        Ok(())
     }
 
     /// Who we are to the cluster agent.

@@ -7,18 +7,20 @@ mod replica;
 
 pub use nexus::*;
 pub use node::*;
+use nvme::node::{NODE_NQN_PREFIX, PRODUCT_NQN_PREFIX};
 pub use pool::*;
 pub use replica::*;
 use uuid::Uuid;
 
 /// Name of the NVMe subsystem of an object: `nqn.2019-05.io.openebs:<name>`.
 pub fn subsystem_nqn(name: &str) -> String {
-    format!("nqn.2019-05.io.openebs:{name}")
+    format!("{PRODUCT_NQN_PREFIX}{name}")
 }
 
-/// NVMe host name of a node, for its kernel and for its engine as initiator alike.
+/// NVMe host name of a node, for its kernel and for its engine as initiator alike. A name that was never checked goes
+/// through [`nvme::node::host_nqn`] first.
 pub fn node_host_nqn(node: &str) -> String {
-    format!("nqn.2019-05.io.openebs:node-name:{node}")
+    format!("{NODE_NQN_PREFIX}{node}")
 }
 
 /// The `uuid` parameter of a child's or replica's URI, which ties it to the replica.

@@ -27,6 +27,7 @@ pub mod feature;
 pub mod framing;
 pub mod identify;
 pub mod log_page;
+pub mod node;
 pub mod nqn;
 pub mod outbox;
 pub mod pdu;

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::core::Core;
+use crate::error::ErrorKind;
 use crate::leader::Terms;
 
 /// Takes registrations for whoever leads.
@@ -41,7 +42,11 @@ impl Registrar for Front {
             let name = node.node.clone();
             core.engines.registered(node).await.map_err(|error| {
                 let text = format!("node {name} not registered: {}", error.chain());
-                ApiError::new(engine_api::ErrorKind::Unavailable, text)
+                let kind = match error.kind() {
+                    ErrorKind::InvalidArgument => engine_api::ErrorKind::InvalidArgument,
+                    _ => engine_api::ErrorKind::Unavailable,
+                };
+                ApiError::new(kind, text)
             })
         }
         .boxed()

@@ -93,14 +93,15 @@ pub(super) async fn publish(
     if !matches!(body.protocol, None | Some(Protocol::Nvmf)) {
         return Err(ServiceError::invalid("a volume is served as nvmf").into());
     }
+    let host = body.frontend_node.as_deref().map(host_nqn).transpose()?;
     if body.republish == Some(true) {
-        let Some(host) = body.frontend_node.as_deref() else {
+        let Some(host) = host else {
             return Err(
                 ServiceError::invalid("republish is asked for by a host: frontend_node is missing").into()
             );
         };
         let request = Republish {
-            host: host_nqn(host),
+            host,
             node: body.node,
             replaces: body.replaces,
             reuse_existing: body.reuse_existing.unwrap_or(true),
@@ -109,12 +110,12 @@ pub(super) async fn publish(
         detached(core.clone(), |core| async move { core.volumes().republish(id, request).await }).await?;
         return Ok(Json(convert::volume(&core, id)?));
     }
-    if let Some(node) = node_to_move_to(&core, id, &body)? {
+    if let Some(node) = node_to_move_to(&core, id, &body, host.as_deref())? {
         detached(core.clone(), |core| async move { core.volumes().move_target(id, &node).await }).await?;
         return Ok(Json(convert::volume(&core, id)?));
     }
-    let hosts = match &body.frontend_node {
-        Some(node) => HostAcl::Hosts(BTreeSet::from([host_nqn(node)])),
+    let hosts = match host {
+        Some(host) => HostAcl::Hosts(BTreeSet::from([host])),
         None => {
             warn!(volume.id = %id, "published without a frontend node: any host may connect");
             HostAcl::Any
@@ -126,15 +127,24 @@ pub(super) async fn publish(
 }
 
 /// The NVMe host name of a host that is given by it, or by the name of its node.
-fn host_nqn(host: &str) -> String {
-    if host.starts_with("nqn.") { host.to_owned() } else { engine_api::node_host_nqn(host) }
+fn host_nqn(host: &str) -> Result<String, ServiceError> {
+    let nqn = match host.starts_with("nqn.") {
+        true => nvme::Nqn::new(host).map_err(|error| format!("host {host:?}: {error}")),
+        false => nvme::node::host_nqn(host).map_err(|error| error.to_string()),
+    };
+    nqn.map(|nqn| nqn.as_str().to_owned()).map_err(ServiceError::invalid)
 }
 
 /// Publishing a volume that is published, from another node and for the same hosts, moves its target.
-fn node_to_move_to(core: &Core, id: Uuid, body: &PublishVolumeBody) -> Result<Option<String>, Failure> {
+fn node_to_move_to(
+    core: &Core,
+    id: Uuid,
+    body: &PublishVolumeBody,
+    host: Option<&str>,
+) -> Result<Option<String>, Failure> {
     let spec = core.volumes().get(id)?;
     let (Some(target), Some(node)) = (&spec.target, &body.node) else { return Ok(None) };
-    let is_same_host = body.frontend_node.as_deref().is_none_or(|host| target.hosts.admits(&host_nqn(host)));
+    let is_same_host = host.is_none_or(|host| target.hosts.admits(host));
     Ok(Some(node.clone()).filter(|node| is_same_host && *node != target.node))
 }
 
@@ -169,7 +179,7 @@ pub(super) async fn report_path(
     Path((id, nexus)): Path<(Uuid, Uuid)>,
     Query(FrontendHost { frontend_host }): Query<FrontendHost>,
 ) -> Result<StatusCode, Failure> {
-    core.volumes().report_path(id, nexus, &host_nqn(&frontend_host))?;
+    core.volumes().report_path(id, nexus, &host_nqn(&frontend_host)?)?;
     Ok(StatusCode::NO_CONTENT)
 }
 

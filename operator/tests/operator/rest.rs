@@ -27,6 +27,7 @@ struct Running {
     lab: Lab,
     client: Client,
     address: SocketAddr,
+    registration: String,
     _stop: DropGuard,
 }
 
@@ -59,6 +60,7 @@ impl Running {
         });
         let grpc = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let registration = grpc.local_addr().unwrap().to_string();
+        let told = registration.clone();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(grpc);
         let service = engine_api::registration::service(Arc::new(Front::new(terms)));
         let server = tonic::transport::Server::builder().add_service(service);
@@ -76,7 +78,7 @@ impl Running {
             }
         });
         let client = Client::new(format!("http://{address}"), Duration::from_secs(20)).unwrap();
-        let running = Self { lab, client, address, _stop: stop.drop_guard() };
+        let running = Self { lab, client, address, registration: told, _stop: stop.drop_guard() };
         let count = nodes.len();
         running
             .until("all nodes online", async |client| {
@@ -449,6 +451,42 @@ async fn application_nodes_register_are_listed_page_by_page_and_outlive_the_lead
     assert_eq!(nameless.kind(), Some(ErrorKind::InvalidArgument), "{nameless}");
     let next = running.lab.operator().await;
     assert_eq!(next.core.app_nodes().list().len(), 2);
+}
+
+/// Kubernetes allows names that NVMe has no room for: who comes with one is told so, before a volume fails by it.
+#[tokio::test]
+async fn a_node_whose_name_no_nqn_has_room_for_is_refused_wherever_it_is_named() {
+    let running = Running::start(&["a"]).await;
+    let client = &running.client;
+    let (longest, longer) = ("n".repeat(190), "n".repeat(191));
+    let says_so = |text: String| assert!(text.contains("190 bytes at most and this one has 191"), "{text}");
+
+    let timeout = Duration::from_secs(5);
+    let engines = engine_api::registration::RegistrationClient::new(&running.registration, timeout).unwrap();
+    let info = |node: &str, host_nqn: Option<&str>| engine_api::NodeInfo {
+        node: node.into(),
+        host_nqn: host_nqn.map(str::to_owned),
+        ..running.lab.engine("a").node_info()
+    };
+    let refused = engines.register(info(&longer, None)).await.unwrap_err();
+    assert_eq!(refused.kind(), engine_api::ErrorKind::InvalidArgument, "{refused}");
+    says_so(refused.to_string());
+    engines.register(info(&longest, None)).await.unwrap();
+    engines.register(info(&longer, Some("nqn.2019-05.io.openebs:node-name:short"))).await.unwrap();
+    let too_long = format!("nqn.2019-05.io.openebs:node-name:{longer}");
+    let refused = engines.register(info("b", Some(&too_long))).await.unwrap_err();
+    assert!(refused.to_string().contains("an NQN has at most 223 bytes"), "{refused}");
+
+    let spec = RegisterAppNode { endpoint: "10.0.0.1:10199".into(), labels: None };
+    let refused = client.register_app_node(&longer, &spec).await.unwrap_err();
+    assert_eq!(refused.kind(), Some(ErrorKind::InvalidArgument), "{refused}");
+    says_so(refused.to_string());
+    client.register_app_node(&longest, &spec).await.unwrap();
+
+    let publish = PublishVolumeBody { frontend_node: Some(longer), ..PublishVolumeBody::default() };
+    let refused = client.publish_volume(V, &publish).await.unwrap_err();
+    assert_eq!(refused.kind(), Some(ErrorKind::InvalidArgument), "{refused}");
+    says_so(refused.to_string());
 }
 
 /// A token that is a place in the list would miss one whenever one before it goes.

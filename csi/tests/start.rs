@@ -1,0 +1,15 @@
+//! What the node plugin says when it does not start.
+
+use std::process::Command;
+
+#[test]
+fn a_node_whose_name_no_nqn_has_room_for_is_told_so_before_anything_else() {
+    let name = "n".repeat(191);
+    let started = Command::new(env!("CARGO_BIN_EXE_csi-node")).args(["--node-name", &name]).output();
+    let output = started.expect("the program is there");
+    assert!(!output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    for told in ["--node-name", "190 bytes at most and this one has 191", "kubelet --hostname-override"] {
+        assert!(text.contains(told), "{text}");
+    }
+}
