@@ -87,29 +87,9 @@ async fn device_bytes(site: &Site) -> Result<u64> {
     bytes.trim().parse().with_context(|| format!("blockdev says {bytes:?}"))
 }
 
-async fn ask_for(site: &Site, claim: &str, size: &str) -> Result<()> {
-    let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } }).to_string();
-    site.kubectl()?.run(&["patch", "pvc", claim, "-p", &patch]).await.map(drop)
-}
-
-/// Waits until a claim has what it asks for.
-async fn wait_capacity(site: &Site, claim: &str, size: &str) -> Result<()> {
-    let grown = wait_patiently(PATIENCE, "the claim to have what it asks for", || async {
-        let found = site.kubectl()?.get(&["pvc", claim]).await?;
-        let capacity = found.pointer("/status/capacity/storage").and_then(Value::as_str);
-        ensure!(capacity == Some(size), "{}", found["status"]);
-        Ok(())
-    })
-    .await;
-    match grown {
-        Ok(()) => Ok(()),
-        Err(error) => Err(error).context(site.words_of_the_pods().await),
-    }
-}
-
 async fn device_grows(site: &Site) -> Result<()> {
-    ask_for(site, "raw", "128Mi").await?;
-    wait_capacity(site, "raw", "128Mi").await?;
+    site.ask_for("raw", "128Mi").await?;
+    site.wait_capacity("raw", "128Mi").await?;
     wait_patiently(PATIENCE, "the pod's device to be larger", || async {
         let bytes = device_bytes(site).await?;
         ensure!(bytes == 128 * MIB, "{bytes} bytes");
@@ -133,7 +113,7 @@ async fn gone(site: &Site) -> Result<()> {
 
 /// Kubelet has the file system grown when it stages the volume for the next pod.
 async fn file_system_grows(site: &Site) -> Result<()> {
-    ask_for(site, "data", "256Mi").await?;
+    site.ask_for("data", "256Mi").await?;
     wait_patiently(PATIENCE, "the volume to be larger, and its file system to wait", || async {
         let found = site.kubectl()?.get(&["pvc", "data"]).await?;
         let pending = found.pointer("/status/conditions/0/type").and_then(Value::as_str);
@@ -142,10 +122,8 @@ async fn file_system_grows(site: &Site) -> Result<()> {
     })
     .await?;
     site.run_pod("reader", "host1", "data", VERIFY).await?;
-    wait_capacity(site, "data", "256Mi").await?;
-    let said = site.in_pod("reader", "df -k /data").await?;
-    let kib = said.lines().last().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    let kib = kib.with_context(|| format!("df says {said:?}"))?;
+    site.wait_capacity("data", "256Mi").await?;
+    let kib = site.file_system_kib("reader").await?;
     ensure!(kib > 256 * 1024 * 85 / 100, "the file system has {kib} KiB");
     site.in_pod("reader", VERIFY).await.map(drop)
 }

@@ -27,6 +27,7 @@ async fn whenever_csi_node_is_killed_kubelet_and_its_next_life_come_to_the_same_
         let class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "xfs" },
             "provisioner": "io.openebs.csi-mayastor",
+            "allowVolumeExpansion": true,
             "parameters": { "repl": "1", "thin": "true", "csi.storage.k8s.io/fstype": "xfs" },
         });
         site.kubectl()?.apply(&class.to_string()).await?;
@@ -42,6 +43,7 @@ async fn whenever_csi_node_is_killed_kubelet_and_its_next_life_come_to_the_same_
     .await?;
     step("killed while it connects, makes the file system, mounts and publishes it", there(&site)).await?;
     step("its pod is replaced under the application", replaced(&site)).await?;
+    step("killed while it grows the file system under the application", grown(&site)).await?;
     step("killed after it unpublished, and after it unmounted", back(&site)).await?;
     step("the claim is deleted: nothing is left of it", site.delete_claims()).await?;
     site.finish()
@@ -111,6 +113,24 @@ async fn replaced(site: &Site) -> Result<()> {
     let gap = beats.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
     println!("    the application wrote {} times meanwhile, {gap:.1} s apart at most", beats.len());
     ensure!(gap < GAP_MAX_SECONDS, "it waited for {gap:.1} s");
+    site.in_pod("app", VERIFY).await.map(drop)
+}
+
+/// The claim asks for more, and the plugin is killed while the file system takes it.
+async fn grown(site: &Site) -> Result<()> {
+    let node = &site.nodes[0];
+    let before = site.file_system_kib("app").await?;
+    let asked = async {
+        site.ask_for("app", "640Mi").await?;
+        site.wait_capacity("app", "640Mi").await
+    };
+    tokio::try_join!(kill_at(node, Moment::Growing), asked)?;
+    let kib = site.file_system_kib("app").await?;
+    println!("    the file system had {before} KiB, and has {kib}");
+    // Its log and tables take some, as they did before.
+    ensure!(kib > 640 * 1024 * 85 / 100, "the file system has {kib} KiB");
+    let count = connects(node).await?;
+    ensure!(count == 1, "the kernel connected {count} times");
     site.in_pod("app", VERIFY).await.map(drop)
 }
 

@@ -20,6 +20,8 @@ pub enum Moment {
     Mounted,
     /// It is shown to a pod.
     Published,
+    /// Its file system is being grown, mounted and in use.
+    Growing,
     /// It is not shown to the pod any more.
     Unpublished,
     /// It is not mounted any more, and connected.
@@ -40,6 +42,11 @@ impl Moment {
             }
             Self::Mounted => "is_mounted '*/globalmount'",
             Self::Published => "is_mounted '*/pods/*/mount'",
+            Self::Growing => {
+                "growing=; for file in /proc/[0-9]*/comm; do \
+                 if read -r name 2>/dev/null <$file; then case $name in xfs_growfs) growing=yes ;; esac; fi; done; \
+                 [ $growing ]"
+            }
             Self::Unpublished => "! is_mounted '*/pods/*/mount'",
             Self::Unmounted => "! is_mounted '*/globalmount'",
         }

@@ -98,6 +98,34 @@ impl Site {
         wait_bound(self.kubectl()?, name).await.with_context(|| self.player_log())
     }
 
+    /// Lets a claim ask for more.
+    pub async fn ask_for(&self, claim: &str, size: &str) -> Result<()> {
+        let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } }).to_string();
+        self.kubectl()?.run(&["patch", "pvc", claim, "-p", &patch]).await.map(drop)
+    }
+
+    /// Waits until a claim has what it asks for.
+    pub async fn wait_capacity(&self, claim: &str, size: &str) -> Result<()> {
+        let grown = wait_patiently(POD_LIMIT, "the claim to have what it asks for", || async {
+            let found = self.kubectl()?.get(&["pvc", claim]).await?;
+            let capacity = found.pointer("/status/capacity/storage").and_then(Value::as_str);
+            ensure!(capacity == Some(size), "{}", found["status"]);
+            Ok(())
+        })
+        .await;
+        match grown {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error).context(self.words_of_the_pods().await),
+        }
+    }
+
+    /// The size of the file system that a pod has at /data, in KiB.
+    pub async fn file_system_kib(&self, pod: &str) -> Result<u64> {
+        let said = self.in_pod(pod, "df -k /data").await?;
+        let kib = said.lines().last().and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        kib.with_context(|| format!("df says {said:?}"))
+    }
+
     /// Applies a pod, and waits until it is ready.
     pub async fn run_pod(&self, name: &str, node: &str, claim: &str, script: &str) -> Result<()> {
         self.kubectl()?.apply(&pod(name, node, claim, script).to_string()).await?;
