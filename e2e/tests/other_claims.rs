@@ -1,6 +1,8 @@
-//! Claims that are not the usual one, under a real kubelet: for a raw block device, for a node that is not chosen yet, and
-//! one that grows while no pod has it: `make e2e`.
+//! Claims that are not the usual one, under a real kubelet: for a raw block device, for a node that is not chosen yet, one
+//! that grows while no pod has it, and those of a StatefulSet: `make e2e`.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,15 +23,17 @@ const VERIFY_DEVICE: &str = "echo 3 >/proc/sys/vm/drop_caches 2>/dev/null || tru
     dd if=/dev/data bs=64k count=32 2>/dev/null | sha256sum >/tmp/read; [ \"$(cat /tmp/sum)\" = \"$(cat /tmp/read)\" ]";
 
 #[tokio::test]
-async fn a_claim_may_be_a_raw_device_wait_for_its_node_and_grow_with_and_without_a_pod() -> Result<()> {
-    let site = Site::begin("other-claims", Setup { nodes: 1, engines: 1, operators: 1 }).await?;
+async fn claims_that_are_not_the_usual_one_become_volumes_too() -> Result<()> {
+    let site = Site::begin("other-claims", Setup { nodes: 1, engines: 2, operators: 1 }).await?;
     step("claims that wait for their first pod have no volume", waiting(&site)).await?;
     step("a pod has one as a raw device, another as a file system", used(&site)).await?;
     step("the raw device grows under its pod", device_grows(&site)).await?;
     step("the pods go: nothing is left of them on the node", gone(&site)).await?;
     step("a file system grows although no pod has it: the next one has it larger", file_system_grows(&site))
         .await?;
-    step("the last pod and the claims are deleted: nothing is left", async {
+    step("the claims of a StatefulSet lie on nodes of their own", stateful(&site)).await?;
+    step("the last pods and the claims are deleted: nothing is left", async {
+        site.kubectl()?.run(&["delete", "statefulset", "db"]).await?;
         site.delete_pod("reader").await?;
         site.wait_disconnected(0).await?;
         site.delete_claims().await
@@ -126,4 +130,40 @@ async fn file_system_grows(site: &Site) -> Result<()> {
     let kib = site.file_system_kib("reader").await?;
     ensure!(kib > 256 * 1024 * 85 / 100, "the file system has {kib} KiB");
     site.in_pod("reader", VERIFY).await.map(drop)
+}
+
+/// With the class of the examples. A third pod would have no engine for its volume.
+async fn stateful(site: &Site) -> Result<()> {
+    let classes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/storageclass.yaml");
+    site.kubectl()?.apply(&std::fs::read_to_string(classes)?).await?;
+    let mut template = pod("db", "host1", "data", WRITE);
+    template["metadata"] = json!({ "labels": { "app": "db" } });
+    template["spec"].as_object_mut().context("a pod's spec")?.remove("volumes");
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": "db" },
+        "spec": {
+            "serviceName": "db", "replicas": 2,
+            "selector": { "matchLabels": { "app": "db" } },
+            "template": { "metadata": template["metadata"], "spec": template["spec"] },
+            "volumeClaimTemplates": [claim("data", "mayastor-apart", "64Mi")],
+        },
+    });
+    site.kubectl()?.apply(&set.to_string()).await?;
+    let ready = wait_patiently(PATIENCE, "both pods to be ready", || async {
+        let found = site.kubectl()?.get(&["statefulset", "db"]).await?;
+        ensure!(found["status"]["readyReplicas"] == 2, "{}", found["status"]);
+        Ok(())
+    });
+    if let Err(error) = ready.await {
+        return Err(error).context(site.words_of_the_pods().await).context(site.player_log());
+    }
+    let volumes = site.rest().await?.volumes().await?.entries;
+    let is_of_set = |volume: &&control_api::Volume| {
+        volume.spec.affinity_group.as_ref().is_some_and(|group| group.id == "default/data-db")
+    };
+    let of_set: Vec<_> = volumes.iter().filter(is_of_set).collect();
+    let replicas = of_set.iter().flat_map(|volume| volume.state.replica_topology.values());
+    let nodes: BTreeSet<_> = replicas.filter_map(|replica| replica.node.as_deref()).collect();
+    ensure!(of_set.len() == 2 && nodes.len() == 2, "{nodes:?}: {of_set:#?}");
+    Ok(())
 }
