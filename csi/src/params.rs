@@ -154,15 +154,17 @@ impl ConnectParams {
         let get = |name: &'static str| given.get(name).map(|value| (name, value.trim()));
         let io_timeout = match (get("ioTimeout"), get("nvmeIoTimeout")) {
             (Some(_), Some(_)) => return Err(ParamError::Both("ioTimeout", "nvmeIoTimeout")),
-            (Some(seconds), None) => Some(Duration::from_secs(number(seconds)?.into())),
-            (None, Some(text)) => Some(duration(text)?),
+            (Some(seconds), None) => {
+                Some(time_of_io(seconds, Duration::from_secs(positive(seconds)?.into()))?)
+            }
+            (None, Some(text)) => Some(time_of_io(text, duration(text)?)?),
             (None, None) => None,
         };
         Ok(Self {
             io_timeout,
-            ctrl_loss_tmo: get("nvmeCtrlLossTmo").map(number).transpose()?,
-            keep_alive_tmo: get("nvmeKeepAliveTmo").map(number).transpose()?,
-            nr_io_queues: get("nvmeNrIoQueues").map(number).transpose()?,
+            ctrl_loss_tmo: get("nvmeCtrlLossTmo").map(signed).transpose()?,
+            keep_alive_tmo: get("nvmeKeepAliveTmo").map(positive).transpose()?,
+            nr_io_queues: get("nvmeNrIoQueues").map(positive).transpose()?,
         })
     }
 
@@ -190,6 +192,28 @@ fn number((name, value): Named<'_>) -> Result<u32, ParamError> {
     value.parse().or_else(|_| bad(name, value, "a whole number"))
 }
 
+/// The kernel reads options of a connect as numbers with a sign.
+fn signed((name, value): Named<'_>) -> Result<u32, ParamError> {
+    match number((name, value))? {
+        count if i32::try_from(count).is_ok() => Ok(count),
+        _ => bad(name, value, "a whole number, at most 2147483647"),
+    }
+}
+
+/// What the node refuses as zero is refused here, where the class is read: no pod waits for such a volume.
+fn positive((name, value): Named<'_>) -> Result<u32, ParamError> {
+    match signed((name, value))? {
+        0 => bad(name, value, "a whole number, at least 1"),
+        count => Ok(count),
+    }
+}
+
+/// The kernel keeps it as a number of milliseconds, and none is no time-out.
+fn time_of_io((name, value): Named<'_>, time: Duration) -> Result<Duration, ParamError> {
+    let is_kept = !time.is_zero() && u32::try_from(time.as_millis()).is_ok();
+    if is_kept { Ok(time) } else { bad(name, value, "a time of more than nothing and less than 49 days") }
+}
+
 /// `repl`, wherever it is given.
 pub(crate) fn replicas((name, value): Named<'_>) -> Result<u8, ParamError> {
     match value.parse() {
@@ -211,6 +235,7 @@ fn duration((name, value): Named<'_>) -> Result<Duration, ParamError> {
         "ms" => Ok(Duration::from_millis(count.into())),
         "" | "s" => Ok(Duration::from_secs(count.into())),
         "m" | "min" => Ok(Duration::from_secs(u64::from(count) * 60)),
+        "h" => Ok(Duration::from_secs(u64::from(count) * 3600)),
         _ => bad(name, value, WANTED),
     }
 }
@@ -375,7 +400,14 @@ mod tests {
             ("fsType", "ntfs"),
             ("ioTimeout", "30s"),
             ("nvmeIoTimeout", "3 weeks"),
+            ("ioTimeout", "0"),
+            ("ioTimeout", "4294968"),
+            ("nvmeIoTimeout", "0s"),
+            ("nvmeIoTimeout", "1200h"),
             ("nvmeNrIoQueues", "-1"),
+            ("nvmeNrIoQueues", "0"),
+            ("nvmeKeepAliveTmo", "0"),
+            ("nvmeCtrlLossTmo", "2147483648"),
             ("stsAffinityGroup", "yes"),
             ("poolAffinityTopologyLabel", "ssd"),
             ("poolAffinityTopologyKey", "zone: a"),
@@ -384,7 +416,35 @@ mod tests {
             let error = Params::parse(&given(&[(name, value)])).expect_err(name).to_string();
             assert!(error.contains(name), "{error}");
         }
+        for (text, milliseconds) in
+            [("500ms", 500), ("30", 30_000), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000)]
+        {
+            let params = Params::parse(&given(&[("nvmeIoTimeout", text)])).unwrap();
+            assert_eq!(params.connect.io_timeout, Some(Duration::from_millis(milliseconds)), "{text}");
+        }
         let both = Params::parse(&given(&[("ioTimeout", "30"), ("nvmeIoTimeout", "30s")]));
         assert!(both.unwrap_err().to_string().contains("ioTimeout and nvmeIoTimeout"));
+    }
+
+    /// A volume that no node could stage would be found with its first pod.
+    #[test]
+    fn what_a_class_may_ask_for_a_node_takes() {
+        use crate::host::HostIdentity;
+        use crate::node::Settings;
+
+        let settings = Settings::new(HostIdentity::of_node("n1"));
+        for (name, value) in [
+            ("ioTimeout", "1"),
+            ("ioTimeout", "4294967"),
+            ("nvmeIoTimeout", "1ms"),
+            ("nvmeNrIoQueues", "1"),
+            ("nvmeKeepAliveTmo", "1"),
+            ("nvmeCtrlLossTmo", "0"),
+            ("nvmeCtrlLossTmo", "2147483647"),
+        ] {
+            let context = ConnectParams::parse(&given(&[(name, value)])).unwrap().context();
+            assert_eq!(context.len(), 1, "{name}");
+            settings.with_context(&context).unwrap_or_else(|error| panic!("{name}: {value}: {error}"));
+        }
     }
 }
