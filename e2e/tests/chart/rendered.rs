@@ -36,7 +36,7 @@ fn everything() -> Value {
         "csi": { "controller": { "replicas": 2, "resizer": true }, "node": { "registration": true } },
         "storageClass": { "allowVolumeExpansion": true, "default": "single-replica" },
         "snapshots": { "enabled": true },
-        "io_engine": { "blockDevices": true, "coreList": "2", "target": { "nvmf": { "iface": "name:eth1" } } },
+        "io_engine": { "blockDevices": true, "coreList": [2], "target": { "nvmf": { "iface": "name:eth1" } } },
         "networkPolicy": { "enabled": true, "nodeCIDRs": ["10.0.0.0/8"] },
         "metrics": {
             "enabled": true,
@@ -158,6 +158,7 @@ async fn a_slip_of_the_pen_is_refused_by_name() {
         (json!({ "replica": 3 }), "replica"),
         (json!({ "agents": { "core": { "replica": 3 } } }), "replica"),
         (json!({ "io_engine": { "blockdevices": true } }), "blockdevices"),
+        (json!({ "io_engine": { "coreList": [2, 3] } }), "coreList"),
         (json!({ "etcd": { "replicaCount": 2 } }), "replicaCount"),
         (json!({ "etcd": { "externalUrl": "https://a:2379,http://b:2379" } }), "externalUrl"),
         (json!({ "agents": { "core": { "leaseTtl": "10" } } }), "leaseTtl"),
