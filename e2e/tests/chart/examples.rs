@@ -31,10 +31,6 @@ fn every_example_is_of_a_kind_that_kubernetes_or_we_know() {
     for (file, documents) in examples() {
         assert!(!documents.is_empty(), "{file}");
         for document in documents {
-            // Younger than the oldest Kubernetes these types are made for; its fields are looked at below.
-            if document["kind"] == "VolumeAttributesClass" {
-                continue;
-            }
             if let Err(error) = types::check(&document) {
                 panic!("{file}: {}: {error:#}", title(&document));
             }

@@ -329,7 +329,6 @@ async fn accounts_suffice(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Arguments of a container of a workload.
 /// The operator's account may look at PersistentVolumes, and its watch tells it.
 async fn c2_what_refers_to_a_volume_is_seen(stage: &Stage) -> Result<()> {
     let uuid = stage.kubectl(&["get", "volume", "used", "-o", "jsonpath={.status.uuid}"]).await?;
@@ -361,6 +360,7 @@ async fn c2_what_refers_to_a_volume_is_seen(stage: &Stage) -> Result<()> {
     .await
 }
 
+/// Arguments of a container of a workload.
 fn arguments(workload: &Value, container: &str) -> Result<Vec<String>> {
     let of = |kind| workload.pointer(&format!("/spec/template/spec/{kind}")).and_then(Value::as_array);
     let mut containers = [of("initContainers"), of("containers")].into_iter().flatten().flatten();
@@ -385,7 +385,9 @@ async fn accounts_may_do_nothing_else(stage: &Stage) -> Result<()> {
         &["create", "deployments.apps"],
         &["delete", "namespaces"],
     ] {
-        for account in ["operator", "io-engine", "csi-node", "ha-cluster", "ha-node", "etcd"] {
+        for account in
+            ["operator", "io-engine", "csi-controller", "csi-node", "ha-cluster", "ha-node", "etcd"]
+        {
             ensure!(!may(account, what).await, "{account} may {what:?}");
         }
     }

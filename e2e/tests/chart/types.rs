@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
     apps::v1 as apps, batch::v1 as batch, core::v1 as core, networking::v1 as networking,
     policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
+    storage::v1beta1 as younger_storage,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
@@ -36,6 +37,14 @@ pub(crate) fn check(document: &Value) -> Result<()> {
         ("scheduling.k8s.io/v1", "PriorityClass") => through::<scheduling::PriorityClass>(document),
         ("storage.k8s.io/v1", "CSIDriver") => through::<storage::CSIDriver>(document),
         ("storage.k8s.io/v1", "StorageClass") => through::<storage::StorageClass>(document),
+        ("storage.k8s.io/v1beta1", "VolumeAttributesClass") => {
+            through::<younger_storage::VolumeAttributesClass>(document)
+        }
+        ("storage.k8s.io/v1", "VolumeAttributesClass") => {
+            // v1 came with 1.34, later than the types that this is built with, and has the fields of v1beta1.
+            let older = Value::from("storage.k8s.io/v1beta1");
+            return check(&with(document, "apiVersion", older));
+        }
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => {
             through::<CustomResourceDefinition>(document)
         }
