@@ -4,6 +4,8 @@
 //!   Mounts ─┬─ linux::LinuxMounts    mount(2), /proc/self/mountinfo, blkid, mkfs.*, resize tools
 //!           └─ disks::MemoryMounts   disks and a mount table in memory, with faults     (feature "testing")
 //! ```
+//!
+//! Both pass one suite, the real one on loop devices.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use super::HostError;
 #[cfg(feature = "testing")]
 pub mod disks;
 pub mod linux;
+#[cfg(feature = "testing")]
+pub mod suite;
 mod xfs;
 
 /// The file systems and mounts of a machine. Calls block as long as the machine does; they belong on a thread that may.
