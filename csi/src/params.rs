@@ -432,7 +432,7 @@ mod tests {
         use crate::host::HostIdentity;
         use crate::node::Settings;
 
-        let settings = Settings::new(HostIdentity::of_node("n1"));
+        let settings = Settings::new(HostIdentity::of_node("n1").expect("a name"));
         for (name, value) in [
             ("ioTimeout", "1"),
             ("ioTimeout", "4294967"),
