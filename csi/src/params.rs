@@ -67,6 +67,19 @@ pub enum ParamError {
          --extra-create-metadata"
     )]
     NoClaim,
+    /// The class says two things of one label.
+    #[error(
+        "StorageClass: allowedTopologies has {key}={allowed}, a node label in its parameters {key}={wanted}: no node has \
+         both"
+    )]
+    Contradiction {
+        /// The label's key.
+        key: String,
+        /// Its value in `allowedTopologies`.
+        allowed: String,
+        /// In the parameters.
+        wanted: String,
+    },
     /// Two that exclude each other.
     #[error("StorageClass parameters {0} and {1} exclude each other: give one of them")]
     Both(&'static str, &'static str),
@@ -126,6 +139,28 @@ impl Params {
 }
 
 impl Params {
+    /// Keeps replicas to nodes with these labels too.
+    pub fn keep_to(&mut self, labels: BTreeMap<String, String>) -> Result<(), ParamError> {
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let mut node = match self.topology.node_topology.take() {
+            Some(NodeTopology::Labelled(node)) => node,
+            _ => LabelledTopology::default(),
+        };
+        for (key, allowed) in labels {
+            match node.inclusion.get(&key) {
+                Some(wanted) if !wanted.is_empty() && *wanted != allowed => {
+                    let wanted = wanted.clone();
+                    return Err(ParamError::Contradiction { key, allowed, wanted });
+                }
+                _ => drop(node.inclusion.insert(key, allowed)),
+            }
+        }
+        self.topology.node_topology = Some(NodeTopology::Labelled(node));
+        Ok(())
+    }
+
     /// The affinity group of the claim's volume: the claims that a `StatefulSet` makes of one template, in one namespace.
     /// Other claims have none.
     pub fn affinity_group(&self) -> Result<Option<String>, ParamError> {
@@ -352,6 +387,29 @@ mod tests {
         assert_eq!(params.topology.node_topology, Some(NodeTopology::Labelled(node)));
         assert_eq!(params.claim, Some(("shop".into(), "data-db-0".into())));
         assert_eq!(params.affinity_group(), Ok(Some("shop/data-db".into())));
+    }
+
+    #[test]
+    fn allowed_topologies_are_labels_that_nodes_must_have_too() {
+        let zone = || BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+        let kept = |pairs: &[(&str, &str)]| {
+            let mut params = Params::parse(&given(pairs)).unwrap();
+            params.keep_to(zone()).map(|()| params.topology.node_topology)
+        };
+        let only = LabelledTopology { inclusion: zone(), ..LabelledTopology::default() };
+        let only = Some(NodeTopology::Labelled(only));
+        assert_eq!(kept(&[]).unwrap(), only);
+        assert_eq!(kept(&[("nodeHasTopologyKey", "zone")]).unwrap(), only);
+        assert_eq!(kept(&[("nodeAffinityTopologyLabel", "zone: a")]).unwrap(), only);
+        let error = kept(&[("nodeAffinityTopologyLabel", "zone: b")]).unwrap_err().to_string();
+        assert!(error.contains("zone=a") && error.contains("zone=b"), "{error}");
+        let Some(NodeTopology::Labelled(spread)) = kept(&[("nodeSpreadTopologyKey", "rack")]).unwrap() else {
+            panic!("labels")
+        };
+        assert!(spread.exclusion.contains_key("rack") && spread.inclusion == zone());
+        let mut params = Params::parse(&HashMap::new()).unwrap();
+        params.keep_to(BTreeMap::new()).unwrap();
+        assert_eq!(params.topology, Topology::default());
     }
 
     #[test]

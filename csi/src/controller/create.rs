@@ -1,5 +1,7 @@
 //! `CreateVolume`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use control_api::{AffinityGroup, CreateVolumeBody, ErrorKind, SpecStatus, Volume, VolumePolicy};
 use tonic::Status;
 use tracing::info;
@@ -14,6 +16,8 @@ use crate::proto::csi;
 
 /// What a request without a size gets.
 const DEFAULT_BYTES: u64 = 1 << 30;
+/// What keys of topology begin with that say where pods may use volumes.
+const OWN_KEYS: &str = "openebs.io/";
 /// Sizes are whole units of this.
 const UNIT_BYTES: u64 = 1 << 20;
 
@@ -40,6 +44,8 @@ impl ControllerService {
         if let Some(replicas) = modify::replicas_of(&request.mutable_parameters)? {
             params.replicas = replicas;
         }
+        let wished = wished_labels(request.accessibility_requirements.as_ref())?;
+        params.keep_to(wished).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let group = params.affinity_group().map_err(|e| Status::invalid_argument(e.to_string()))?;
         let group = group.map(|id| AffinityGroup { id });
         let range = SizeRange::of(request.capacity_range.as_ref())?;
@@ -72,7 +78,7 @@ impl ControllerService {
 }
 
 fn body(name: &str, params: &Params, affinity_group: Option<AffinityGroup>, size: u64) -> CreateVolumeBody {
-    let mut labels = std::collections::BTreeMap::from([
+    let mut labels = BTreeMap::from([
         ("openebs.io/created-by".to_owned(), crate::identity::DRIVER.to_owned()),
         ("openebs.io/csi-name".to_owned(), name.chars().take(63).collect()),
     ]);
@@ -89,6 +95,26 @@ fn body(name: &str, params: &Params, affinity_group: Option<AffinityGroup>, size
         affinity_group,
         labels: Some(labels),
     }
+}
+
+/// The labels of nodes that `allowedTopologies` of a class asks for. Keys of ours say where pods may run, which is no
+/// matter of where replicas are; any other is somebody's wish for the volume.
+fn wished_labels(requirement: Option<&csi::TopologyRequirement>) -> Result<BTreeMap<String, String>, Status> {
+    let labels = |topology: &csi::Topology| {
+        let others = topology.segments.iter().filter(|(key, _)| !key.starts_with(OWN_KEYS));
+        others.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
+    };
+    let requisite = requirement.map(|requirement| requirement.requisite.as_slice()).unwrap_or_default();
+    let mut wishes: BTreeSet<_> = requisite.iter().map(labels).collect();
+    let wish = wishes.pop_first().unwrap_or_default();
+    // One that names nothing allows everything.
+    if wishes.is_empty() || wish.is_empty() {
+        return Ok(wish);
+    }
+    Err(Status::invalid_argument(
+        "allowedTopologies has several values: give one, which the nodes of all replicas shall have, or none and the \
+         parameter nodeAffinityTopologyKey, by which a volume's nodes share one value, whichever it is",
+    ))
 }
 
 /// A volume that is there already has to be what this request would have made (CSI, "`CreateVolume` errors").
@@ -186,6 +212,27 @@ mod tests {
     fn range(required: i64, limit: i64) -> Result<u64, Code> {
         let given = csi::CapacityRange { required_bytes: required, limit_bytes: limit };
         SizeRange::of(Some(&given)).map(|range| range.wanted).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn one_allowed_topology_is_a_wish_for_replicas_and_where_pods_run_is_none() {
+        let topology = |pairs: &[(&str, &str)]| csi::Topology {
+            segments: pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        let wished = |requisite: &[csi::Topology]| {
+            let requirement =
+                csi::TopologyRequirement { requisite: requisite.to_vec(), preferred: requisite.to_vec() };
+            wished_labels(Some(&requirement)).map(|labels| labels.into_iter().collect::<Vec<_>>())
+        };
+        let zone = |name| topology(&[("topology.kubernetes.io/zone", name)]);
+        let pods = |name| topology(&[("openebs.io/csi-node", "mayastor"), ("openebs.io/nodename", name)]);
+        assert!(wished_labels(None).unwrap().is_empty() && wished(&[]).unwrap().is_empty());
+        assert!(wished(&[pods("a"), pods("b")]).unwrap().is_empty());
+        let expected = [("topology.kubernetes.io/zone".to_owned(), "z1".to_owned())];
+        assert_eq!(wished(&[zone("z1")]).unwrap(), expected);
+        assert_eq!(wished(&[zone("z1"), zone("z1")]).unwrap(), expected);
+        let several = wished(&[zone("z1"), zone("z2")]).unwrap_err();
+        assert!(several.message().contains("allowedTopologies"), "{several}");
     }
 
     #[test]

@@ -48,6 +48,28 @@ pub(crate) async fn xc_5_the_same_volume_again_is_the_same_and_another_is_refuse
     Ok(())
 }
 
+/// As with `allowedTopologies` of a class.
+pub(crate) async fn replicas_are_where_the_class_allows_them(stage: &mut Stage) -> Result<()> {
+    let (plugin, zone) = (&mut stage.plugin()?, "topology.kubernetes.io/zone");
+    stage.rest.label_node("node-2", zone, "z2", true).await?;
+    let allowed = |zones: &[&str], replicas: &str| {
+        let requisite =
+            zones.iter().map(|name| csi::Topology { segments: map(&[(zone, *name)]) }).collect::<Vec<_>>();
+        let requirement = csi::TopologyRequirement { preferred: requisite.clone(), requisite };
+        csi::CreateVolumeRequest {
+            accessibility_requirements: Some(requirement),
+            ..asked(&new_name(), SIZE_MIB, &[("repl", replicas)])
+        }
+    };
+    let made = plugin.create(allowed(&["z2"], "1")).await?;
+    let volume = stage.rest.volume(made.volume_id.parse()?).await?;
+    let nodes: Vec<_> = volume.state.replica_topology.into_values().filter_map(|r| r.node).collect();
+    ensure!(nodes == ["node-2"], "{nodes:?}");
+    refused(plugin.create(allowed(&["z2"], "2")).await, Code::ResourceExhausted, "node_topology")?;
+    refused(plugin.create(allowed(&["z1", "z2"], "1")).await, Code::InvalidArgument, "allowedTopologies")?;
+    stage.rest.unlabel_node("node-2", zone).await.map(drop).map_err(Into::into)
+}
+
 /// Each on a node of its own, of which there are three.
 pub(crate) async fn claims_of_a_stateful_set_are_apart(stage: &mut Stage) -> Result<()> {
     let plugin = &mut stage.plugin()?;

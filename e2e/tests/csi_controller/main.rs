@@ -61,6 +61,7 @@ async fn the_controller_keeps_the_rules_of_csi() -> Result<()> {
         lifecycle::xc_6_a_volume_is_deleted,
         lifecycle::xc_7_a_volume_that_is_not_there_is_deleted,
         lifecycle::a_volume_in_use_is_not_deleted,
+        lifecycle::replicas_are_where_the_class_allows_them,
         lifecycle::claims_of_a_stateful_set_are_apart,
         lifecycle::long_names_are_names,
         lifecycle::a_raw_block_volume_is_made,
