@@ -81,7 +81,9 @@ pub struct NoPlace {
 impl fmt::Display for NoPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.refusals.is_empty() {
-            return f.write_str("no pool takes the replica: there are no pools");
+            return f.write_str(
+                "no pool takes the replica: there are none, apply a DiskPool for a node with an engine",
+            );
         }
         f.write_str("no pool takes the replica: ")?;
         for (n, refusal) in self.refusals.iter().enumerate() {
@@ -257,7 +259,10 @@ mod tests {
              engine has not been heard of yet"
         );
         let none = place_replica(&ask(), &[]).expect_err("nothing to choose from");
-        assert_eq!(none.to_string(), "no pool takes the replica: there are no pools");
+        assert!(
+            none.to_string().ends_with("there are none, apply a DiskPool for a node with an engine"),
+            "{none}"
+        );
     }
 
     #[test]
