@@ -54,6 +54,7 @@ ACTIONS = {
     "install": cluster(lambda c, r: c.install(r["chart"], r["release"], **chart_arguments(r))),
     "upgrade": cluster(lambda c, r: c.upgrade(r["chart"], r["release"], **chart_arguments(r))),
     "rollback": cluster(lambda c, r: c.rollback(r["release"], version=r["version"])),
+    "test": cluster(lambda c, r: c.test(r["release"], timeout=r.get("timeout"))),
     "uninstall": cluster(lambda c, r: c.uninstall(r["release"], timeout=r.get("timeout"))),
     "history": cluster(lambda c, r: c.history(r["release"])),
 }

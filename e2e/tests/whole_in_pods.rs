@@ -23,6 +23,10 @@ const OTHER_NODE: &str = "host2";
 async fn a_pod_outlives_its_target_with_everything_in_pods() -> Result<()> {
     let mut site = InPods::begin("whole-in-pods", 2).await?;
     step("pools, applied with kubectl, are ready", pools(&site)).await?;
+    step("helm test, which is a pod too, finds an operator that leads and engines online", async {
+        site.helm.run("test", json!({ "timeout": PATIENCE.as_secs() })).await.map(drop)
+    })
+    .await?;
     step("a claim for two replicas is bound", async {
         site.kubectl().apply(&class().to_string()).await?;
         let begun = Instant::now();

@@ -44,7 +44,10 @@ pub(super) async fn claim(claim: Arc<PersistentVolumeClaim>, stage: Arc<Stage>) 
 
     let name = format!("pvc-{}", claim.uid().context("a claim has a uid")?);
     let all = class.parameters.clone().unwrap_or_default();
-    let fs_type = all.get(&format!("{RESERVED}fstype")).map_or(DEFAULT_FS_TYPE, String::as_str).to_owned();
+    // The name without a prefix is deprecated and read all the same, in any case.
+    let is_fs_type = |key: &str| key == format!("{RESERVED}fstype") || key.eq_ignore_ascii_case("fstype");
+    let fs_type =
+        all.iter().find(|(key, _)| is_fs_type(key)).map_or(DEFAULT_FS_TYPE, |(_, value)| value).to_owned();
     let mut parameters: BTreeMap<_, _> =
         all.into_iter().filter(|(key, _)| !key.starts_with(RESERVED)).collect();
     // As with --extra-create-metadata.
