@@ -34,7 +34,7 @@ use crate::registry::{
     GUARD_WAIT, Guard, HostAcl, MirrorNote, ObjectKey, Origin, ReplicaSpec, SpecStatus, Topology,
     VolumeOperation, VolumePolicy, VolumeSpec,
 };
-use crate::scheduler::GROUP_REPLICAS_MIN;
+use crate::scheduler::{GROUP_REPLICAS_MIN, TargetAsk};
 pub use capacity::NewVolumes;
 use converge::{Failure, Outcome, converge};
 use plan::{Reason, ReasonCode};
@@ -200,7 +200,8 @@ impl<'a> Volumes<'a> {
         // Volumes that are published at once see each other's choice.
         let alone = self.core.registry.placement().await;
         let view = observe::observe(self.core, uuid).await?;
-        let node = self.choose_node(&view, &request)?;
+        let ask = TargetAsk { node: request.node, preferred: request.preferred };
+        let node = self.choose_node(&view, &ask)?;
         let published = self
             .core
             .registry

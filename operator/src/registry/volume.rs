@@ -141,6 +141,11 @@ impl VolumeSpec {
         self.operation = self.operation.filter(|operation| *operation != VolumeOperation::Move);
     }
 
+    /// Its target, and the one that shall take over.
+    pub fn targets(&self) -> impl Iterator<Item = &TargetSpec> {
+        self.target.iter().chain(&self.moving)
+    }
+
     /// Bytes that hosts see now, as far as is known.
     pub fn shown_size(&self) -> u64 {
         self.growing_from.unwrap_or(self.size)

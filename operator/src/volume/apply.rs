@@ -315,8 +315,7 @@ async fn unshare_replica(core: &Core, id: Uuid) -> Result<()> {
 async fn reserve_nexus(core: &Core, volume: Uuid, nexus: Uuid) -> Result<()> {
     let spec = core.registry.get::<VolumeSpec>(&volume.to_string());
     let spec = spec.ok_or_else(|| ServiceError::not_found(format!("volume {volume}")))?;
-    let mut targets = spec.target.into_iter().chain(spec.moving);
-    let Some(target) = targets.find(|target| target.nexus == nexus) else {
+    let Some(target) = spec.targets().find(|target| target.nexus == nexus).cloned() else {
         return Err(ServiceError::precondition(format!(
             "volume {volume} does not want nexus {nexus} any more"
         )));

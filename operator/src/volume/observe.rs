@@ -170,7 +170,7 @@ fn group(inner: &Inner, volume: Uuid) -> Option<Group> {
     let others: BTreeMap<Uuid, &VolumeSpec> =
         inner.specs::<VolumeSpec>().filter(is_other).map(|other| (other.uuid, other)).collect();
     let mut group = Group { name: name.clone(), ..Group::default() };
-    for target in others.values().flat_map(|other| other.target.iter().chain(&other.moving)) {
+    for target in others.values().flat_map(|other| other.targets()) {
         *group.targets_on_nodes.entry(target.node.clone()).or_default() += 1;
     }
     let is_theirs = |replica: &&ReplicaSpec| {

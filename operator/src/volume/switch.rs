@@ -19,6 +19,7 @@ use crate::error::{ErrorKind, Result, ServiceError};
 use crate::registry::{
     GUARD_WAIT, HostAcl, NexusSpec, NodeSpec, ObjectKey, SpecStatus, TargetSpec, VolumeOperation, VolumeSpec,
 };
+use crate::scheduler::TargetAsk;
 
 impl Volumes<'_> {
     /// Gives a published volume a target that serves, for a host that lost its path. Can be repeated. Fails as
@@ -157,7 +158,7 @@ impl Volumes<'_> {
             ));
         }
         let view = observe::observe(self.core, uuid).await?;
-        self.ensure_takes_target(&view, node)?;
+        self.choose_node(&view, &TargetAsk { node: Some(node.to_owned()), preferred: None })?;
         self.core.volume_notes().entry(uuid).or_default().move_failed = None;
         let hosts = target.hosts.clone();
         let is_planned = serves(&view);
@@ -237,7 +238,7 @@ impl Volumes<'_> {
     pub fn report_path(self, uuid: Uuid, nexus: Uuid, host: &str) -> Result<()> {
         let spec = self.get(uuid)?;
         let is_current = |target: &TargetSpec| target.nexus == nexus;
-        if !spec.target.iter().chain(&spec.moving).any(is_current) {
+        if !spec.targets().any(is_current) {
             return Err(ServiceError::not_found(format!("target {nexus} of volume {uuid}")));
         }
         if spec.moving.as_ref().is_some_and(is_current) {

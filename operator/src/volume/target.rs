@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::Volumes;
 use super::view::VolumeView;
-use super::{PublishVolume, Volumes};
 use crate::engines::watchdog::NodeStatus;
 use crate::error::{Result, ServiceError};
 use crate::registry::{NodeSpec, VolumeSpec};
@@ -11,15 +11,13 @@ use crate::scheduler::{NodeCandidate, TargetAsk, choose_target};
 
 impl Volumes<'_> {
     /// The node for a target that somebody asks for.
-    pub(super) fn choose_node(self, view: &VolumeView, request: &PublishVolume) -> Result<String> {
-        if let Some(node) = &request.node
+    pub(super) fn choose_node(self, view: &VolumeView, ask: &TargetAsk) -> Result<String> {
+        if let Some(node) = &ask.node
             && !view.nodes.contains_key(node)
         {
             return Err(ServiceError::not_found(format!("node {node}")));
         }
-        let candidates = self.candidates(view);
-        let ask = TargetAsk { node: request.node.clone(), preferred: request.preferred.clone() };
-        match choose_target(&ask, &candidates) {
+        match choose_target(ask, &self.candidates(view)) {
             Ok(chosen) => Ok(chosen.node.clone()),
             Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
         }
@@ -30,7 +28,7 @@ impl Volumes<'_> {
         let inner = self.core.registry.lock();
         // As wanted, not as engines show: of two volumes published at once the second sees where the first will be.
         let mut targets = BTreeMap::<&str, usize>::new();
-        for target in inner.specs::<VolumeSpec>().flat_map(|v| v.target.iter().chain(&v.moving)) {
+        for target in inner.specs::<VolumeSpec>().flat_map(VolumeSpec::targets) {
             *targets.entry(&target.node).or_default() += 1;
         }
         let candidate = |node: &NodeSpec| NodeCandidate {
@@ -46,18 +44,5 @@ impl Volumes<'_> {
             group_targets: view.group.as_ref().map_or(0, |group| group.targets_on_node(&node.id)),
         };
         inner.specs::<NodeSpec>().map(candidate).collect()
-    }
-
-    /// Whether a target may be made on this node.
-    pub(super) fn ensure_takes_target(self, view: &VolumeView, node: &str) -> Result<()> {
-        if !view.nodes.contains_key(node) {
-            return Err(ServiceError::not_found(format!("node {node}")));
-        }
-        let ask = TargetAsk { node: Some(node.to_owned()), preferred: None };
-        let nodes = self.candidates(view);
-        match choose_target(&ask, &nodes) {
-            Ok(_) => Ok(()),
-            Err(refused) => Err(ServiceError::precondition(format!("volume {}: {refused}", view.uuid))),
-        }
     }
 }

@@ -193,7 +193,7 @@ impl VolumeView {
         let Some(volume) = self.volume.as_ref().filter(|v| v.status != SpecStatus::Deleting) else {
             return Vec::new();
         };
-        let wanted = volume.target.iter().chain(&volume.moving).map(|target| &target.node);
+        let wanted = volume.targets().map(|target| &target.node);
         let unstopped = self.others().filter(|n| !n.spec.is_stopped() && n.presence != Presence::Missing);
         let nodes: BTreeSet<&String> = wanted.chain(unstopped.map(|n| &n.spec.node)).collect();
         let host = |node: &&String| self.nodes.get(*node).map(|node| node.host_nqn.clone());
