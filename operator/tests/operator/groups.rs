@@ -30,6 +30,16 @@ async fn pools(lab: &Lab, more: &[(&str, usize)]) -> Operator {
     operator
 }
 
+/// So many volumes of the group on these nodes.
+async fn grouped(nodes: &[&'static str], volumes: u128, replicas: u8) -> (Lab, Operator) {
+    let lab = Lab::new(nodes);
+    let operator = lab.with_pools().await;
+    for n in 1..=volumes {
+        operator.core.volumes().create(of_group(n, replicas, true)).await.unwrap();
+    }
+    (lab, operator)
+}
+
 impl Operator {
     /// Pool and node of each replica of these volumes.
     fn places(&self, volumes: impl IntoIterator<Item = u128>) -> Vec<(String, String)> {
@@ -152,11 +162,7 @@ async fn ag_c4_and_c5_replicas_of_a_volume_are_apart_where_pools_are_shared() {
 
 #[tokio::test(start_paused = true)]
 async fn ag_p1_a_target_goes_where_the_group_has_none() {
-    let lab = Lab::new(&["a", "b"]);
-    let operator = lab.with_pools().await;
-    for n in 1..=2 {
-        operator.core.volumes().create(of_group(n, 2, true)).await.unwrap();
-    }
+    let (_lab, operator) = grouped(&["a", "b"], 2, 2).await;
     for n in 3..=5 {
         operator.core.volumes().create(volume(n, 2)).await.unwrap();
     }
@@ -196,11 +202,7 @@ async fn ag_p1_targets_that_are_made_at_once_part() {
 
 #[tokio::test(start_paused = true)]
 async fn ag_p2_two_targets_of_a_group_may_end_on_one_node() {
-    let lab = Lab::new(&["a", "b"]);
-    let operator = lab.with_pools().await;
-    for n in 1..=2 {
-        operator.core.volumes().create(of_group(n, 2, true)).await.unwrap();
-    }
+    let (lab, operator) = grouped(&["a", "b"], 2, 2).await;
     assert_ne!(operator.publish_on(1, anywhere()).await, operator.publish_on(2, anywhere()).await);
     let of = |n: u128| operator.volume(Uuid::from_u128(n)).unwrap().target.unwrap().node;
     let (first, second) = (of(1), of(2));
@@ -213,11 +215,7 @@ async fn ag_p2_two_targets_of_a_group_may_end_on_one_node() {
 
 #[tokio::test(start_paused = true)]
 async fn ag_s1_each_volume_of_a_group_gets_another_replica() {
-    let lab = Lab::new(&["a", "b", "c"]);
-    let operator = lab.with_pools().await;
-    for n in 1..=3 {
-        operator.core.volumes().create(of_group(n, 2, true)).await.unwrap();
-    }
+    let (lab, operator) = grouped(&["a", "b", "c"], 3, 2).await;
     for n in 1..=3 {
         operator.core.volumes().set_replica_count(Uuid::from_u128(n), 3).await.unwrap();
         assert_eq!(operator.by_node([n]).len(), 3);

@@ -106,13 +106,15 @@ fn a_child_that_fails_to_come_back_and_goes_away_is_away() {
     assert_eq!(failed.gone(1, Duration::from_secs(5)).codes(), [ReasonCode::ReplicaAway]);
 }
 
+fn both_failed() -> Scene {
+    let failed = |scene: Scene, n| scene.child_is(n, ChildState::Faulted, ChildReason::IoFailure);
+    failed(failed(Scene::new().serving(), 1), 2)
+}
+
 /// Nobody serves its hosts meanwhile, and nobody knows of anything that it missed.
 #[test]
 fn the_last_member_that_fails_to_come_back_is_not_waited_for_its_target_is_made_anew() {
-    let alone = Scene::new()
-        .serving()
-        .child_is(1, ChildState::Faulted, ChildReason::IoFailure)
-        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
+    let alone = both_failed()
         .with(|view| {
             view.replicas[0].spec.healthy = false;
             view.replicas[1].spec.healthy = true;
@@ -132,11 +134,8 @@ fn what_the_nexus_shows_of_a_replica_is_noted_for_the_day_it_is_gone() {
 
 #[test]
 fn the_last_replicas_that_failed_together_are_not_noted_as_bad() {
-    let scene = Scene::new()
-        .serving()
-        .child_is(1, ChildState::Faulted, ChildReason::IoFailure)
-        .child_is(2, ChildState::Faulted, ChildReason::IoFailure)
-        .with(|view| view.replicas.iter_mut().for_each(|replica| replica.spec.healthy = true));
+    let scene =
+        both_failed().with(|view| view.replicas.iter_mut().for_each(|replica| replica.spec.healthy = true));
     assert!(matches!(scene.step(), Step::OnlineChild { .. }), "{:?}", scene.step());
 }
 
