@@ -7,7 +7,7 @@ use tonic::Status;
 use tracing::info;
 use uuid::Uuid;
 
-use super::volume::{id_of_name, shape};
+use super::volume::{CSI_NODE_LABEL, NODE_NAME_LABEL, id_of_name, shape};
 use super::{ControllerService, modify};
 use crate::capability::parse_all;
 use crate::error::status;
@@ -16,8 +16,6 @@ use crate::proto::csi;
 
 /// What a request without a size gets.
 const DEFAULT_BYTES: u64 = 1 << 30;
-/// What keys of topology begin with that say where pods may use volumes.
-const OWN_KEYS: &str = "openebs.io/";
 /// Sizes are whole units of this.
 const UNIT_BYTES: u64 = 1 << 20;
 
@@ -97,11 +95,12 @@ fn body(name: &str, params: &Params, affinity_group: Option<AffinityGroup>, size
     }
 }
 
-/// The labels of nodes that `allowedTopologies` of a class asks for. Keys of ours say where pods may run, which is no
-/// matter of where replicas are; any other is somebody's wish for the volume.
+/// The labels of nodes that `allowedTopologies` of a class asks for. What csi-node says of its node says where pods may run,
+/// which is no matter of where replicas are; any other label is somebody's wish for the volume.
 fn wished_labels(requirement: Option<&csi::TopologyRequirement>) -> Result<BTreeMap<String, String>, Status> {
     let labels = |topology: &csi::Topology| {
-        let others = topology.segments.iter().filter(|(key, _)| !key.starts_with(OWN_KEYS));
+        let others =
+            topology.segments.iter().filter(|(key, _)| *key != CSI_NODE_LABEL.0 && *key != NODE_NAME_LABEL);
         others.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
     };
     let requisite = requirement.map(|requirement| requirement.requisite.as_slice()).unwrap_or_default();
@@ -133,21 +132,18 @@ fn ensure_as_asked(
         }
     }
     let spec = &volume.spec;
-    let difference =
-        if !range.admits(spec.size) {
-            Some(format!("{} bytes", spec.size))
-        } else if spec.num_replicas < params.replicas {
-            Some(format!("{} replicas", spec.num_replicas))
-        } else if spec.thin != params.thin {
-            Some(format!("thin: {}", spec.thin))
-        } else if spec.affinity_group.as_ref() != group {
-            Some(spec.affinity_group.as_ref().map_or_else(
-                || "no affinity group".to_owned(),
-                |group| format!("affinity group {}", group.id),
-            ))
-        } else {
-            None
-        };
+    let found_group = spec.affinity_group.as_ref();
+    let difference = if !range.admits(spec.size) {
+        Some(format!("{} bytes", spec.size))
+    } else if spec.num_replicas < params.replicas {
+        Some(format!("{} replicas", spec.num_replicas))
+    } else if spec.thin != params.thin {
+        Some(format!("thin: {}", spec.thin))
+    } else if found_group != group {
+        Some(found_group.map_or("no affinity group".into(), |group| format!("affinity group {}", group.id)))
+    } else {
+        None
+    };
     match difference {
         None => Ok(()),
         Some(what) => {
@@ -230,6 +226,8 @@ mod tests {
         assert!(wished(&[pods("a"), pods("b")]).unwrap().is_empty());
         let expected = [("topology.kubernetes.io/zone".to_owned(), "z1".to_owned())];
         assert_eq!(wished(&[zone("z1")]).unwrap(), expected);
+        let rack = topology(&[("openebs.io/rack", "r1")]);
+        assert_eq!(wished(&[rack]).unwrap(), [("openebs.io/rack".to_owned(), "r1".to_owned())]);
         assert_eq!(wished(&[zone("z1"), zone("z1")]).unwrap(), expected);
         let several = wished(&[zone("z1"), zone("z2")]).unwrap_err();
         assert!(several.message().contains("allowedTopologies"), "{several}");
