@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::netns::{HUB_ADDRESS, Net, Peer};
-use ha::cluster::ports::HOST_NQN_PREFIX;
 use ha::proto::cluster::ha_cluster_rpc_client::HaClusterRpcClient;
 use ha::proto::cluster::{FailedNvmePath, HaNodeInfo, ReportFailedNvmePathsRequest};
 use ha::proto::node::get_nvme_controller_response::Reply;
@@ -20,7 +19,6 @@ use ha::proto::node::{
 use io_engine::block::{BlockDevice as _, Lba, WriteOptions, to_usize};
 use io_engine::initiator::{InitiatorOptions, NvmfUri, RemoteDevice, RemoteState};
 use nix::sched::{CloneFlags, setns};
-use nvme::Nqn;
 use runtime::{IoBuf, IoBytes};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -58,7 +56,7 @@ impl Path {
     }
 
     async fn through(door: File, uri: &str) -> Result<Self> {
-        let host = Nqn::new(format!("{HOST_NQN_PREFIX}{HOST}"))?;
+        let host = nvme::node::host_nqn(HOST)?;
         let uri = NvmfUri::parse(uri, &host)?;
         let (asks, mut asked) = mpsc::channel(ASKS);
         let (connected, is_connected) = oneshot::channel();

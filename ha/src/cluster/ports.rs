@@ -1,5 +1,6 @@
 //! What a switchover asks of the outside: the operator and the agents on application nodes.
 
+use csi::host::identity::NODE_NQN_PREFIX;
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
@@ -61,12 +62,9 @@ impl Published {
 
     /// The nodes whose hosts are named.
     pub fn allowed_nodes(&self) -> impl Iterator<Item = &str> {
-        self.allowed_hosts.iter().flatten().filter_map(|host| host.strip_prefix(HOST_NQN_PREFIX))
+        self.allowed_hosts.iter().flatten().filter_map(|host| host.strip_prefix(NODE_NQN_PREFIX))
     }
 }
-
-/// What the host NQN of a node begins with; its name follows.
-pub const HOST_NQN_PREFIX: &str = csi::host::identity::NODE_NQN_PREFIX;
 
 /// How a volume is to be republished.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! The operator's part.
 
+use csi::host::identity::NODE_NQN_PREFIX;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use super::{Act, Fault, LOST, Nexus, State, World};
-use crate::cluster::ports::{HOST_NQN_PREFIX, Published, Republish, VolumeError, VolumeErrorKind, Volumes};
+use crate::cluster::ports::{Published, Republish, VolumeError, VolumeErrorKind, Volumes};
 use crate::cluster::record::Target;
 
 impl Volumes for World {
@@ -15,7 +16,7 @@ impl Volumes for World {
             state.looks += 1;
             state.check(volume)?;
             let hosts = state.volumes[&volume].allowed.iter();
-            let allowed_hosts = Some(hosts.map(|host| format!("{HOST_NQN_PREFIX}{host}")).collect());
+            let allowed_hosts = Some(hosts.map(|host| format!("{NODE_NQN_PREFIX}{host}")).collect());
             let standby = state.volumes[&volume].standby.as_ref();
             let standby = standby.map(|(nexus, _)| state.shown(volume, nexus));
             Ok(Published { target: state.target(volume), allowed_hosts, standby })
